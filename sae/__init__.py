@@ -1,0 +1,1 @@
+"""A workbench for interpreting language models with sparse dictionaries."""

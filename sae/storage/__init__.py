@@ -1,0 +1,22 @@
+"""Bytes on disk: atomic writes, memory-mapped tensors, and the cache of results."""
+
+from sae.storage.atomic import atomic_folder, atomic_path, lock, read_json, user_cache_dir, write_bytes, write_json
+from sae.storage.cache import Entry, Key, ResultCache
+from sae.storage.tensors import load_tensors, map_tensors, read_header, save_tensors
+
+__all__ = [
+    "Entry",
+    "Key",
+    "ResultCache",
+    "atomic_folder",
+    "atomic_path",
+    "load_tensors",
+    "lock",
+    "map_tensors",
+    "read_header",
+    "read_json",
+    "save_tensors",
+    "user_cache_dir",
+    "write_bytes",
+    "write_json",
+]

@@ -1,0 +1,129 @@
+"""Bytes that are either wholly on disk or not there at all.
+
+A file (or folder) is written beside its final place under a temporary name, flushed to the disk, and renamed. A reader, or a run that
+starts after a crash, sees the old state or the new one, never something in between.
+"""
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+
+from sae.errors import CacheError, FormatError
+
+TEMPORARY_PREFIX = ".partial-"
+
+
+def user_cache_dir() -> Path:
+    """Where the workbench keeps what it can make again: `$SAE_WORKBENCH_HOME`, else the platform's user cache folder."""
+    home = os.environ.get("SAE_WORKBENCH_HOME")
+    return Path(home).expanduser() if home else Path(platformdirs.user_cache_dir("sae-workbench"))
+
+
+def _temporary(path: Path) -> Path:
+    return path.parent / f"{TEMPORARY_PREFIX}{uuid.uuid4().hex[:12]}-{path.name}"
+
+
+@contextlib.contextmanager
+def _explain_write_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise CacheError(f"no space left on device while writing {path}; nothing was left half-written, free some room and run again") from error
+        raise
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Yields a temporary path beside `path`; on success the file written there is flushed and renamed to `path`, on an error it is removed.
+
+    Raises CacheError when the disk is full. The parent folder is made if need be.
+    """
+    path = Path(path)
+    with _explain_write_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = _temporary(path)
+        try:
+            yield temporary
+            _sync(temporary)
+            os.replace(temporary, path)
+            _sync(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """Yields a temporary folder beside `path`; on success it is flushed and renamed to `path`, replacing what was there; on an error removed."""
+    path = Path(path)
+    with _explain_write_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = _temporary(path)
+        temporary.mkdir()
+        try:
+            yield temporary
+            for item in sorted(temporary.rglob("*")):
+                _sync(item)
+            _sync(temporary)
+            if path.exists():
+                retired = _temporary(path)
+                os.replace(path, retired)
+                os.replace(temporary, path)
+                shutil.rmtree(retired)
+            else:
+                os.replace(temporary, path)
+            _sync(path.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_bytes(path: str | Path, data: bytes) -> None:
+    """Write a whole file atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write a JSON value atomically: indented, sorted keys, UTF-8, finite numbers only."""
+    text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    write_bytes(path, (text + "\n").encode("utf-8"))
+
+
+def read_json(path: str | Path) -> Any:
+    """The value of a JSON file. Raises FormatError naming the file when it is missing or damaged."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise FormatError(f"{path} does not exist") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise FormatError(f"{path} is not valid JSON: {error}") from error
+
+
+@contextlib.contextmanager
+def lock(path: str | Path) -> Iterator[None]:
+    """Hold an exclusive advisory lock between processes; waits for its turn. The lock file is left behind, empty; it is released by a crash."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            fcntl.flock(file, fcntl.LOCK_UN)
