@@ -28,6 +28,7 @@ from sae.storage.atomic import TEMPORARY_PREFIX, atomic_folder, lock, read_json,
 
 logger = logging.getLogger(__name__)
 OWN_FILES = ("key.json", "provenance.json")
+ABANDONED_AFTER = 3600.0  # seconds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,13 +111,15 @@ class ResultCache:
         return path
 
     def entries(self) -> Iterator[Entry]:
-        """Every finished entry, by function and digest."""
-        for key_file in sorted(self.root.glob("*/*/key.json")):
-            if key_file.parent.name.startswith("."):
-                continue
-            provenance = read_json(key_file.parent / "provenance.json")
+        """Every finished entry, by function and digest. Raises FormatError naming a damaged one."""
+        for path in self.folders():
+            provenance = read_json(path / "provenance.json")
             n_bytes = sum(record["n_bytes"] for record in provenance["files"].values())
-            yield Entry(key_file.parent, key_file.parent.parent.name, n_bytes, provenance["seconds"], provenance["created"])
+            yield Entry(path, path.parent.name, n_bytes, provenance["seconds"], provenance["created"])
+
+    def folders(self) -> list[Path]:
+        """The folder of every entry, sound or damaged; half-written ones are left out."""
+        return [path for path in sorted(self.root.glob("[!.]*/[!.]*")) if path.is_dir()]
 
     def verify(self, path: str | Path) -> list[str]:
         """What is wrong with one entry, in words; an empty list when every file has its recorded size and SHA-256."""
@@ -138,27 +141,19 @@ class ResultCache:
                 problems.append(f"{path / name} is damaged: its bytes are not the ones that were written")
         return problems
 
-    def prune(self, keep: Callable[[Entry], bool] = lambda entry: True) -> list[Path]:
-        """Remove damaged entries, half-written folders of dead runs, and entries for which `keep` is false; returns what was removed."""
-        removed = [p for p in sorted(self.root.glob(f"*/{TEMPORARY_PREFIX}*")) if p.is_dir()]
-        finished = [p for p in sorted(self.root.glob("*/*")) if p.is_dir() and not p.name.startswith(".") and p.parent.name != ".locks"]
-        damaged = {path for path in finished if self.verify(path)}
-        removed += sorted(damaged)
-        removed += [entry.path for entry in self._sound_entries(damaged) if not keep(entry)]
+    def prune(self, drop: Callable[[Entry], bool] = lambda entry: False) -> list[Path]:
+        """Remove damaged entries, folders that dead runs left half-written, and entries that `drop` says; returns what was removed.
+
+        A half-written folder counts as dead when nothing in it was touched for an hour.
+        """
+        removed = [path for path in sorted(self.root.glob(f"[!.]*/{TEMPORARY_PREFIX}*")) if time.time() - path.stat().st_mtime > ABANDONED_AFTER]
+        removed += [path for path in self.folders() if self.verify(path)]
         for path in removed:
             shutil.rmtree(path)
-        return removed
-
-    def _sound_entries(self, damaged: set[Path]) -> list[Entry]:
-        if damaged:
-            logger.info("pruning %d damaged entries", len(damaged))
-        entries = []
-        for key_file in sorted(self.root.glob("*/*/key.json")):
-            if key_file.parent not in damaged and not key_file.parent.name.startswith("."):
-                record = read_json(key_file.parent / "provenance.json")
-                size = sum(f["n_bytes"] for f in record["files"].values())
-                entries.append(Entry(key_file.parent, key_file.parent.parent.name, size, record["seconds"], record["created"]))
-        return entries
+        dropped = [entry.path for entry in self.entries() if drop(entry)]
+        for path in dropped:
+            shutil.rmtree(path)
+        return removed + dropped
 
     def _check(self, path: Path, key: Key) -> None:
         try:

@@ -1,0 +1,66 @@
+import json
+import struct
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from sae.errors import FormatError
+from sae.storage import load_tensors, map_tensors, read_header, save_tensors
+
+DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool]
+
+
+def example():
+    generator = torch.Generator().manual_seed(3)
+    tensors = {str(d).removeprefix("torch."): (torch.randn(5, 3, generator=generator) * 9).to(d) for d in DTYPES}
+    tensors["uint16"] = torch.arange(60_000, 60_007).to(torch.uint16)
+    tensors["transposed"] = torch.randn(4, 6, generator=generator).T
+    tensors["empty"] = torch.empty(0, 7)
+    return tensors
+
+
+def test_the_mapped_tensors_equal_what_the_safetensors_library_reads(tmp_path):
+    path, tensors = tmp_path / "t.safetensors", example()
+    save_tensors(path, tensors, {"made": "here"})
+    theirs, ours = load_file(path), map_tensors(path)
+    assert set(ours) == set(theirs) == set(tensors)
+    for name, tensor in tensors.items():
+        assert ours[name].dtype == tensor.dtype
+        assert ours[name].shape == tensor.shape
+        assert torch.equal(ours[name].double(), tensor.double())
+        assert torch.equal(ours[name].double(), theirs[name].double())
+    assert read_header(path)[1] == {"made": "here"}
+
+
+def test_writing_into_a_mapped_tensor_does_not_touch_the_file(tmp_path):
+    path = tmp_path / "t.safetensors"
+    save_tensors(path, {"x": torch.ones(4)})
+    map_tensors(path)["x"].zero_()
+    assert torch.equal(load_tensors(path)["x"], torch.ones(4))
+
+
+@pytest.mark.parametrize("cut", [1, 5, 100])
+def test_a_truncated_file_is_named_before_anything_is_read(tmp_path, cut):
+    path = tmp_path / "t.safetensors"
+    save_tensors(path, {"x": torch.ones(100)})
+    path.write_bytes(path.read_bytes()[:-cut])
+    with pytest.raises(FormatError, match=r"t\.safetensors is truncated"):
+        map_tensors(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"abc", "truncated"),
+        (struct.pack("<Q", 10**9) + b"{}", "header claims"),
+        (struct.pack("<Q", 2) + b"{]", "damaged safetensors header"),
+        (struct.pack("<Q", 64) + json.dumps({"x": {"dtype": "F32", "shape": [3], "data_offsets": [0, 8]}}).ljust(64).encode() + b"\0" * 8, "does not fit"),
+        (struct.pack("<Q", 64) + json.dumps({"x": {"dtype": "Q4", "shape": [2], "data_offsets": [0, 8]}}).ljust(64).encode() + b"\0" * 8, "unknown dtype"),
+    ],
+)
+def test_a_damaged_header_says_what_is_wrong(tmp_path, content, message):
+    path = tmp_path / "bad.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(FormatError, match=message):
+        map_tensors(path)
