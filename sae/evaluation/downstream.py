@@ -1,0 +1,143 @@
+"""What a reconstruction does to the language model: cross-entropy and KL with the reconstruction spliced in.
+
+    CE(v)           = mean over tokens of -log p_v(next token)        v: clean, spliced, zero-ablated, mean-ablated
+    CE recovered    = (CE(ablated) - CE(spliced)) / (CE(ablated) - CE(clean))      against the zero and against the mean ablation
+    KL              = mean over tokens of KL(p_clean || p_spliced), in nats
+
+Every variant replaces the site's activation at the same positions: the ones the mask allows (not the first of a row, no norm outliers); the
+others keep their clean activation. Only predictions made at those positions are counted. The ablations are part of the definition: against
+zero almost anything recovers nearly all, so both are given (zero ablation is the convention of SAEBench and SAELens, mean ablation the
+stricter one). The standard error treats rows of the token matrix as independent.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn.functional import cross_entropy, log_softmax
+
+from sae.dictionaries.base import Dictionary
+from sae.errors import ConfigError
+from sae.models.language_model import Edit, LanguageModel
+from sae.models.sites import Site
+
+
+@dataclasses.dataclass(frozen=True)
+class Downstream:
+    """Cross-entropies in nats per token, and what they say about one dictionary."""
+
+    ce_clean: float
+    """The untouched model."""
+    ce_spliced: float
+    """With the reconstruction in place of the activation."""
+    ce_zero: float
+    """With zeros in place of the activation."""
+    ce_mean: float
+    """With the mean activation in place of the activation."""
+    ce_recovered_zero: float
+    """Share of the zero-ablation damage that the reconstruction avoids."""
+    ce_recovered_mean: float
+    """Share of the mean-ablation damage that the reconstruction avoids."""
+    ce_increase_se: float
+    """Standard error of ce_spliced - ce_clean over rows."""
+    kl: float
+    """KL(clean || spliced), nats per token."""
+    n_tokens: int
+    """Number of predictions counted."""
+
+
+def downstream(
+    model: LanguageModel,
+    dictionaries: Mapping[str, Dictionary],
+    site: Site,
+    tokens: Int[Tensor, "n_rows context"],
+    mask: Bool[Tensor, "n_rows context"],
+    mean: Float[Tensor, " d_in"],
+    *,
+    batch_rows: int = 8,
+) -> Iterator[tuple[int, dict[str, Downstream]]]:
+    """Yields (rows done, the scores so far by dictionary name) after each batch of rows; the last one covers all rows.
+
+    One clean pass and two ablations are shared by all dictionaries. Raises ConfigError when the mask leaves no prediction to count.
+    """
+    counted = mask[:, :-1]
+    if tokens.shape != mask.shape or not bool(counted.any()):
+        raise ConfigError(f"mask must allow at least one position before the last of tokens {tuple(tokens.shape)}, got {int(counted.sum())} (downstream)")
+    variants = {"zero": lambda acts: torch.zeros_like(acts), "mean": lambda acts: mean.to(acts).expand_as(acts)}
+    variants |= {f"dictionary {name}": _splice(dictionary) for name, dictionary in dictionaries.items()}
+    sums = _RowSums(["clean", *variants])
+    for start in range(0, len(tokens), batch_rows):
+        rows, use = tokens[start : start + batch_rows], mask[start : start + batch_rows]
+        clean_logits, acts = _clean(model, site, rows)
+        clean = log_softmax(clean_logits[:, :-1], dim=-1)
+        sums.add("clean", clean, rows, use, clean)
+        for name, function in variants.items():
+            logits = _logits(model, site, rows, torch.where(use[..., None], function(acts), acts))
+            sums.add(name, log_softmax(logits[:, :-1], dim=-1), rows, use, clean)
+        if sums.n_tokens:
+            yield min(start + batch_rows, len(tokens)), {name: sums.scores(f"dictionary {name}") for name in dictionaries}
+
+
+def _splice(dictionary: Dictionary):
+    def function(acts: Tensor) -> Tensor:
+        flat = acts.reshape(-1, acts.shape[-1]).float()
+        with torch.no_grad():
+            return dictionary(flat).reshape(acts.shape).to(acts.dtype)
+
+    return function
+
+
+def _clean(model: LanguageModel, site: Site, rows: Tensor) -> tuple[Tensor, Tensor]:
+    acts = model.capture(rows, [site])[site]
+    return _logits(model, site, rows, acts), acts
+
+
+def _logits(model: LanguageModel, site: Site, rows: Tensor, acts: Tensor) -> Tensor:
+    """Logits with `acts` at the site: resumed from there where the residual stream is whole, else by replacing it in a full run."""
+    if site.kind in ("resid_pre", "resid_post"):
+        return model.resume(acts, site).float()
+    return model.run(rows, [Edit.replace(site, acts)]).float()
+
+
+class _RowSums:
+    """Per-row sums of cross-entropy and KL, so that the standard error can treat rows as the unit."""
+
+    def __init__(self, names: list[str]):
+        self.ce: dict[str, list[Tensor]] = {name: [] for name in names}
+        self.kl: dict[str, list[Tensor]] = {name: [] for name in names}
+        self.counts: list[Tensor] = []
+
+    def add(self, name: str, log_p: Tensor, rows: Tensor, use: Tensor, clean: Tensor) -> None:
+        used = use[:, :-1]
+        ce = cross_entropy(log_p.flatten(0, 1), rows[:, 1:].flatten().long(), reduction="none").reshape(used.shape)
+        self.ce[name].append((ce.double() * used).sum(1))
+        if name == "clean":
+            self.counts.append(used.sum(1))
+        elif name.startswith("dictionary "):
+            kl = (clean.exp() * (clean - log_p)).sum(-1)
+            self.kl[name].append((kl.double() * used).sum(1))
+
+    @property
+    def n_tokens(self) -> int:
+        return int(sum(int(c.sum()) for c in self.counts))
+
+    def scores(self, name: str) -> Downstream:
+        n = self.n_tokens
+        clean, spliced, zero, mean = (float(torch.cat(self.ce[v]).sum()) / n for v in ("clean", name, "zero", "mean"))
+        difference, count = torch.cat(self.ce[name]) - torch.cat(self.ce["clean"]), torch.cat(self.counts).double()
+        n_rows = len(count)
+        spread = float((difference - (spliced - clean) * count).square().sum())
+        return Downstream(
+            ce_clean=clean,
+            ce_spliced=spliced,
+            ce_zero=zero,
+            ce_mean=mean,
+            ce_recovered_zero=(zero - spliced) / (zero - clean),
+            ce_recovered_mean=(mean - spliced) / (mean - clean),
+            ce_increase_se=math.sqrt(spread * n_rows / max(n_rows - 1, 1)) / n,
+            kl=float(torch.cat(self.kl[name]).sum()) / n,
+            n_tokens=n,
+        )

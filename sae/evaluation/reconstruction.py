@@ -1,0 +1,168 @@
+"""How well a dictionary reconstructs activations, and how sparsely.
+
+    FVU                 = sum_t ||x_t - x_hat_t||^2 / sum_t ||x_t - x_bar||^2        x_bar: mean of the evaluated tokens
+    explained variance  = 1 - FVU                                                     the only definition used here
+    cosine              = mean_t  x_t . x_hat_t / (||x_t|| ||x_hat_t||)
+    norm ratio          = mean_t  ||x_hat_t|| / ||x_t||
+    reconstruction bias = sum_t ||x_hat_t||^2 / sum_t x_t . x_hat_t                   1: unbiased, below 1: shrunk
+    L0                  = mean_t  number of non-zero codes of token t
+    density_i           = share of tokens on which latent i is non-zero
+    dead share          = share of latents that are non-zero on no evaluated token
+
+All in the language model's activation space, on the tokens given, summed in float64. The reconstruction bias is that of Rajamanoharan et al.
+(2024), arXiv 2404.16014, section 4. FVU of predicting the mean is 1 by definition; `pca_fvu` gives the FVU of the best linear code with the
+same number of real coefficients per token, the baseline a sparse code has to be read against.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sae.dictionaries.base import Dictionary
+from sae.errors import ConfigError
+
+
+@dataclasses.dataclass(frozen=True)
+class Reconstruction:
+    """The scores of one dictionary on one set of tokens; the formulas are in the module's text."""
+
+    fvu: float
+    """Fraction of variance unexplained, summed over tokens before dividing."""
+    explained_variance: float
+    """1 - fvu."""
+    cosine: float
+    """Mean cosine between an activation and its reconstruction."""
+    norm_ratio: float
+    """Mean ratio of the reconstruction's norm to the activation's."""
+    reconstruction_bias: float
+    """E||x_hat||^2 / E[x . x_hat]."""
+    l0: float
+    """Mean number of non-zero codes per token."""
+    dead_share: float
+    """Share of latents that never fired on these tokens."""
+    n_tokens: int
+    """Number of tokens evaluated."""
+
+
+class Measured(NamedTuple):
+    """Scores together with the firing counts they summarise."""
+
+    scores: Reconstruction
+    """The scalar scores."""
+    firing_counts: Int[Tensor, " d_sae"]
+    """On how many of the tokens each latent was non-zero."""
+
+
+def reconstruction(dictionary: Dictionary, batches: Iterable[Float[Tensor, "batch d_in"]]) -> Measured:
+    """The reconstruction scores of `dictionary` over all rows of all `batches` (activation space), in one pass.
+
+    Raises ConfigError when there are no rows, or when the activations do not vary (FVU has no meaning then).
+    """
+    total = _Sums(dictionary.d_in)
+    counts = torch.zeros(dictionary.d_sae, dtype=torch.int64)
+    was_training = dictionary.training
+    dictionary.eval()
+    with torch.no_grad():
+        for acts in batches:
+            codes = dictionary.encode(acts).merged()
+            total.add(acts.double(), dictionary.decode(codes).double())
+            fired = codes.indices[codes.values != 0].to("cpu", torch.int64)
+            counts += torch.bincount(fired, minlength=dictionary.d_sae)
+    dictionary.train(was_training)
+    if total.n == 0:
+        raise ConfigError("batches must hold at least one row, got none (reconstruction)")
+    variance = total.squares - float(total.mean_sum @ total.mean_sum) / total.n
+    if not variance > 0:
+        raise ConfigError(f"activations must vary for FVU to be defined, got total variance {variance} over {total.n} tokens (reconstruction)")
+    fvu = total.errors / variance
+    scores = Reconstruction(
+        fvu=fvu,
+        explained_variance=1 - fvu,
+        cosine=total.cosines / total.n,
+        norm_ratio=total.ratios / total.n,
+        reconstruction_bias=total.hat_squares / total.dots if total.dots else math.inf,
+        l0=int(counts.sum()) / total.n,
+        dead_share=float((counts == 0).double().mean()),
+        n_tokens=total.n,
+    )
+    return Measured(scores, counts)
+
+
+class _Sums:
+    """Running float64 sums over tokens."""
+
+    def __init__(self, d_in: int):
+        self.n = 0
+        self.mean_sum = torch.zeros(d_in, dtype=torch.float64)
+        self.squares = self.errors = self.hat_squares = self.dots = self.cosines = self.ratios = 0.0
+
+    def add(self, x: Tensor, x_hat: Tensor) -> None:
+        norm, norm_hat, dot = x.norm(dim=1), x_hat.norm(dim=1), (x * x_hat).sum(1)
+        tiny = torch.finfo(torch.float64).tiny
+        self.n += len(x)
+        self.mean_sum += x.sum(0).cpu()
+        self.squares += float((x * x).sum())
+        self.errors += float(((x - x_hat) ** 2).sum())
+        self.hat_squares += float((norm_hat**2).sum())
+        self.dots += float(dot.sum())
+        self.cosines += float((dot / (norm * norm_hat).clamp_min(tiny)).sum())
+        self.ratios += float((norm_hat / norm.clamp_min(tiny)).sum())
+
+
+class ErrorCurve(NamedTuple):
+    """FVU as a function of how many latents per token may be used."""
+
+    k: tuple[int, ...]
+    """Number of selections per token."""
+    fvu: tuple[float, ...]
+    """FVU when the code is cut after that many selections."""
+
+
+def error_versus_k(dictionary: Dictionary, batches: Iterable[Float[Tensor, "batch d_in"]], ks: Sequence[int]) -> ErrorCurve:
+    """FVU when each token may use only its first k selections, for every k in `ks`, from one encode at max(ks).
+
+    The first k are the k largest codes of a TopK autoencoder and the first k steps of a pursuit: the same curve as encoding anew with each k.
+    Raises ConfigError for a k below 1.
+    """
+    if not ks or min(ks) < 1:
+        raise ConfigError(f"ks must hold positive integers, got {list(ks)} (error_versus_k)")
+    ks = sorted(set(ks))
+    errors = dict.fromkeys(ks, 0.0)
+    sums = _Sums(dictionary.d_in)
+    with torch.no_grad():
+        for acts in batches:
+            codes = dictionary.encode(acts, k=max(ks))
+            sums.add(acts.double(), acts.double())
+            for k in ks:
+                errors[k] += float(((acts.double() - dictionary.decode(codes.first(k)).double()) ** 2).sum())
+    if sums.n == 0:
+        raise ConfigError("batches must hold at least one row, got none (error_versus_k)")
+    variance = sums.squares - float(sums.mean_sum @ sums.mean_sum) / sums.n
+    return ErrorCurve(tuple(ks), tuple(errors[k] / variance for k in ks))
+
+
+def pca_fvu(fit: Iterable[Float[Tensor, "batch d_in"]], batches: Iterable[Float[Tensor, "batch d_in"]], ks: Sequence[int]) -> ErrorCurve:
+    """FVU on `batches` of the first k principal components fitted on `fit`: the dense baseline with k real coefficients per token."""
+    n, total, second = 0, None, None
+    for acts in fit:
+        x = acts.double()
+        n, total = n + len(x), x.sum(0) + (0 if total is None else total)
+        second = x.T @ x + (0 if second is None else second)
+    if n < 2 or total is None or second is None:
+        raise ConfigError(f"fit must hold at least two rows, got {n} (pca_fvu)")
+    mean = total / n
+    _, vectors = torch.linalg.eigh(second / n - torch.outer(mean, mean))
+    components = vectors.flip(1)
+    sums, captured, residual = _Sums(len(mean)), torch.zeros(len(mean), dtype=torch.float64), 0.0
+    for acts in batches:
+        x = acts.double()
+        sums.add(x, x)
+        captured += ((x - mean) @ components).square().sum(0)
+        residual += float((x - mean).square().sum())
+    variance = sums.squares - float(sums.mean_sum @ sums.mean_sum) / max(sums.n, 1)
+    return ErrorCurve(tuple(ks), tuple((residual - float(captured[:k].sum())) / variance for k in ks))
