@@ -1,0 +1,1 @@
+"""Language models: sites, edits, capture, and the default model."""

@@ -1,0 +1,208 @@
+"""A causal language model to look into: capture activations, edit them, resume from them.
+
+    a = capture(tokens, sites)            run(tokens, edits)            resume(a[site], site) = run(tokens)
+
+The weights are raw: nothing folded, so activations and logits are those of the model as published.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sae.errors import ConfigError
+from sae.fingerprint import digest_tensors
+from sae.models.edits import Edit
+from sae.models.loading import load_pretrained
+from sae.models.sites import ModelShape, Site
+from sae.models.transformer_lens import Bridge, Hook, weights
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+__all__ = ["Edit", "LanguageModel", "ModelShape", "Site", "default_dtype"]
+
+
+class LanguageModel:
+    """A causal language model at named sites. Made by `LanguageModel.load`.
+
+    No weight requires a gradient. A graph is recorded only where an argument brings one: `resume` is differentiable in `acts`, `run` in what its
+    edits hold. Attention is eager, so memory grows with the square of the context. Safe to share between threads; passes take turns.
+    """
+
+    def __init__(self, bridge: Bridge, tokenizer: "PreTrainedTokenizerBase", *, name: str, digest: str) -> None:
+        self._bridge = bridge
+        self.tokenizer = tokenizer
+        self.name = name
+        self.digest = digest
+
+    @classmethod
+    def load(
+        cls,
+        source: "str | Path | PreTrainedModel",
+        *,
+        tokenizer: "PreTrainedTokenizerBase | None" = None,
+        dtype: torch.dtype | None = None,
+        device: str | torch.device = "cpu",
+    ) -> Self:
+        """The model at `source`: a folder written by `save_pretrained`, a `.gguf` file, a hub name, or a loaded Hugging Face model with `tokenizer`.
+
+        `dtype` None means: a loaded model keeps its own; otherwise `default_dtype(device)`. A loaded model is changed in place (wrapped, cast,
+        moved). `digest` is taken over the weights as published, before any cast, so it does not depend on `dtype`.
+
+        Raises ConfigError, FormatError or SaeError as `load_pretrained` does, and ConfigError for an architecture TransformerLens cannot wrap.
+        """
+        if isinstance(source, (str, Path)):
+            model, tokenizer, name = load_pretrained(source, tokenizer=tokenizer)
+            dtype = dtype or default_dtype(device)
+        else:
+            if tokenizer is None:
+                raise ConfigError("tokenizer must be given with a loaded model, got None (LanguageModel.load)")
+            model, name = source, Path(source.name_or_path).name or type(source).__name__
+        digest = digest_tensors(weights(model))
+        model.to(device=device, dtype=dtype or model.dtype)
+        return cls(Bridge(model), tokenizer, name=name, digest=digest)
+
+    @property
+    def shape(self) -> ModelShape:
+        """The sizes of the model."""
+        return self._bridge.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the weights, and of the activations."""
+        return self._bridge.model.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes."""
+        return self._bridge.model.device
+
+    @property
+    def separator_id(self) -> int:
+        """The token that opens a document: `<|endoftext|>` where the tokenizer has it, else the end-of-sequence token, else BOS.
+
+        Raises ConfigError when the tokenizer has none of them.
+        """
+        named = self.tokenizer.get_vocab().get("<|endoftext|>")
+        for candidate in (named, self.tokenizer.eos_token_id, self.tokenizer.bos_token_id):
+            if candidate is not None:
+                return int(candidate)
+        raise ConfigError(f"the tokenizer of {self.name} has no <|endoftext|>, end-of-sequence or BOS token to separate documents with")
+
+    def site(self, name: str) -> Site:
+        """The site of that name. Raises ConfigError, naming the nearest, when the model does not have it."""
+        site = Site.parse(name, self.shape)
+        if not self._bridge.has(site):
+            raise ConfigError(f"{type(self._bridge.model).__name__} has no {name} (a {site.kind} does not exist in this architecture)")
+        return site
+
+    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text. No special tokens are added, and text that spells one is taken as text."""
+        if len(texts) == 0:
+            return []
+        encoded = self.tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, split_special_tokens=True, verbose=False)
+        return [list(ids) for ids in encoded["input_ids"]]
+
+    def vocabulary(self) -> list[str]:
+        """The text of each token id, `d_vocab` strings: leading spaces kept, U+FFFD for bytes that are no character by themselves.
+
+        Ids that the tokenizer does not use are written `<unused 12>`.
+        """
+        n_used = min(len(self.tokenizer), self.shape.d_vocab)
+        raw = self.tokenizer.convert_ids_to_tokens(list(range(n_used)))
+        decoded = self.tokenizer.batch_decode([[i] for i in range(n_used)], clean_up_tokenization_spaces=False)
+        texts = [f" {text}" if token.startswith("\u2581") and not text.startswith(" ") else text for token, text in zip(raw, decoded, strict=True)]
+        return texts + [f"<unused {i}>" for i in range(n_used, self.shape.d_vocab)]
+
+    def capture(
+        self, tokens: Int[Tensor, "batch context"], sites: Sequence[Site], *, edits: Sequence[Edit] = ()
+    ) -> dict[Site, Float[Tensor, "batch context width"]]:
+        """The activations at `sites`, in the model's dtype, in one pass that ends at the deepest of them.
+
+        `edits` take effect first, also at the site itself. Heads of z are laid end to end. Raises ConfigError for tokens out of range or too
+        many of them.
+        """
+        if not sites:
+            return {}
+        with torch.no_grad():
+            return self._bridge.capture(self._checked(tokens), [self.site(site.name) for site in sites], _hooks(edits))
+
+    def run(self, tokens: Int[Tensor, "batch context"], edits: Sequence[Edit] = ()) -> Float[Tensor, "batch context d_vocab"]:
+        """The logits (float32) with `edits` applied; edits of one site in their order. Raises ConfigError as `capture` does."""
+        return self._bridge.logits(self._checked(tokens), _hooks(edits)).float()
+
+    def resume(self, acts: Float[Tensor, "batch context d_model"], site: Site) -> Float[Tensor, "batch context d_vocab"]:
+        """The logits (float32) of a pass whose residual stream at `site` (resid_pre or resid_post) is `acts`. Costs only the blocks that are left.
+
+        Raises ConfigError for another kind of site or another width.
+        """
+        if site.kind not in ("resid_pre", "resid_post"):
+            raise ConfigError(f"site must be a resid_pre or a resid_post to resume from, got {site.name} (LanguageModel.resume)")
+        if acts.shape[-1] != site.width:
+            raise ConfigError(f"acts must have width {site.width}, got {acts.shape[-1]} (LanguageModel.resume from {site.name})")
+        layer = site.layer + (site.kind == "resid_post")
+        return self._bridge.resume(acts.to(device=self.device, dtype=self.dtype), layer).float()
+
+    def logit_effects(self, directions: Float[Tensor, "n d_model"]) -> Float[Tensor, "n d_vocab"]:
+        """What adding each direction to the last residual stream does to the logits, to first order and up to the norm's common scale.
+
+            effect = W_U (gain * direction),   minus its mean over the vocabulary
+
+        A LayerNorm also subtracts the direction's mean over coordinates first. The division by the residual stream's length, which is
+        one positive number per token, and any soft cap of the logits are left out; subtracting the mean changes no probability. The
+        "logit lens" of a direction: nostalgebraist, "interpreting GPT: the logit lens", 2020.
+        """
+        with torch.no_grad():
+            gain, centred = norm_gain(self._bridge.final_norm(), self.shape.d_model)
+            wide = directions.to(device=self.device, dtype=torch.float32)
+            written = (wide - wide.mean(dim=-1, keepdim=True) if centred else wide) * gain
+            effects = torch.cat([written @ rows.float().T for rows in self._bridge.unembedding().split(8192)], dim=-1)
+            return effects - effects.mean(dim=-1, keepdim=True)
+
+    def _checked(self, tokens: Tensor) -> Tensor:
+        if tokens.numel() == 0 or tokens.shape[1] > self.shape.n_ctx:
+            raise ConfigError(f"tokens must be [batch, context] with context in 1..n_ctx={self.shape.n_ctx}, got {list(tokens.shape)} ({self.name})")
+        low, high = (int(bound) for bound in tokens.aminmax())
+        if low < 0 or high >= self.shape.d_vocab:
+            raise ConfigError(f"token ids must be in 0..{self.shape.d_vocab - 1}, got {low}..{high} ({self.name})")
+        return tokens.to(device=self.device, dtype=torch.long)
+
+
+def _hooks(edits: Sequence[Edit]) -> list[tuple[Site, Hook]]:
+    return [(edit.site, edit.apply) for edit in edits]
+
+
+def norm_gain(norm: torch.nn.Module, d_model: int) -> tuple[Float[Tensor, " d_model"], bool]:
+    """The gain of a norm layer (float32), and whether it subtracts the mean: measured, so that no convention of storing it matters.
+
+        N(x) = gain * (x - mean(x)?) / scale(x) + bias,       so with mean(x) = 0:  gain = (N(x) - N(-x)) / (2 x) * rms(x)
+    """
+    parameter = next(norm.parameters())
+    sign = 1.0 - 2.0 * (torch.arange(d_model) % 2)
+    x = 1e3 * sign * (1.0 + torch.arange(d_model) / d_model)  # large, so that the norm's epsilon vanishes
+    x = x - x.mean()
+    wide = _float32_copy(norm)
+    shifted, plain, negated = (wide(v.to(parameter.device)) for v in (x + 1e3, x, -x))
+    x = x.to(parameter.device)
+    gain = (plain - negated) / (2 * x) * x.square().mean().sqrt()
+    return gain, bool((shifted - plain).abs().max() <= 1e-3 * plain.abs().max())
+
+
+def _float32_copy(norm: torch.nn.Module) -> torch.nn.Module:
+    import copy
+
+    return copy.deepcopy(norm).float()
+
+
+def default_dtype(device: str | torch.device = "cpu") -> torch.dtype:
+    """bfloat16 where the hardware multiplies it natively (AVX512-BF16 or AMX on a CPU), else float32: elsewhere it is slower, not faster."""
+    kind = torch.device(device).type
+    if kind == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    checks = [getattr(torch.cpu, name, None) for name in names] if kind == "cpu" else []
+    return torch.bfloat16 if any(check() for check in checks if check is not None) else torch.float32
