@@ -1,0 +1,127 @@
+"""Which tokens go into which batch: splits by document, and an order in which every batch is a uniform sample of the whole store.
+
+    epoch e of a stream with seed s visits the tokens in the order of one random permutation P(s, e);
+    batch b is positions b B .. (b + 1) B - 1 of  P(s, 0) P(s, 1) P(s, 2) ...
+
+so that every token comes exactly once per epoch, all training batches have the same size, and batch b can be named without making those
+before it. A shuffle through a buffer of a few sequences, the usual way, leaves a batch made of a few documents; `mixing` measures that.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Int, UInt64
+from torch import Tensor
+
+from sae.errors import ConfigError
+
+
+class Split(NamedTuple):
+    """Flat token indices of a store, separated by document; ascending, and together they are all tokens."""
+
+    train: Int[Tensor, "n_train"]
+    """Tokens of the documents to train on."""
+    held_out: Int[Tensor, "n_held_out"]
+    """Tokens of the documents that are kept apart."""
+
+
+def document_hashes(document_ids: Int[np.ndarray, "n"], seed: int) -> UInt64[np.ndarray, "n"]:
+    """A hash of each document's number and the seed, uniform on 0 .. 2^64 - 1: splitmix64 twice (Steele, Lea, Flood, OOPSLA 2014)."""
+    return _splitmix(_splitmix(document_ids.astype(np.uint64)) ^ np.uint64(seed % 2**64))
+
+
+def _splitmix(x: UInt64[np.ndarray, "n"]) -> UInt64[np.ndarray, "n"]:
+    x = x + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def split_by_document(document_ids: Int[Tensor, "n_tokens"], *, held_out: float, seed: int) -> Split:
+    """The tokens of documents whose hash is below `held_out` x 2^64, and the others.
+
+    Whether a document is held out depends on its number and the seed alone, not on what else is in the store, so that a longer capture of
+    the same corpus keeps the split; if that would leave one side empty, the document with the lowest (highest) hash is moved there. Raises
+    ConfigError when there is one document only, or `held_out` is not between 0 and 1.
+    """
+    if not 0.0 < held_out < 1.0:
+        raise ConfigError(f"held_out must be above 0 and below 1, got {held_out} (split)")
+    documents, which = np.unique(document_ids.numpy(), return_inverse=True)
+    if len(documents) < 2:
+        raise ConfigError(f"held_out={held_out} needs a store with at least 2 documents, this one has {len(documents)} (split)")
+    hashes = document_hashes(documents, seed)
+    apart = hashes < np.uint64(int(held_out * 2.0**64))
+    if not apart.any():
+        apart[hashes.argmin()] = True
+    if apart.all():
+        apart[hashes.argmax()] = False
+    chosen = apart[which]
+    return Split(torch.from_numpy(np.flatnonzero(~chosen)), torch.from_numpy(np.flatnonzero(chosen)))
+
+
+def permutation(n: int, *, seed: int, epoch: int) -> Int[np.ndarray, "n"]:
+    """P(seed, epoch): a uniformly random order of 0 .. n - 1."""
+    return np.random.default_rng([seed, epoch]).permutation(n)
+
+
+def shuffled_indices(
+    tokens: Int[Tensor, "n"], *, batch_size: int, seed: int, epochs: int | None, skip: int = 0, n_batches: int | None = None
+) -> Iterator[Int[Tensor, "batch"]]:
+    """Batches `skip`, `skip + 1`, ... of the stream of `tokens`; `n_batches` of them, or until `epochs` are over (None: without end).
+
+    A batch may begin in one epoch and end in the next; only the last of a finite stream can be smaller. Raises ConfigError for sizes out of
+    range, and when an endless stream's batch would hold a token twice.
+    """
+    n = len(tokens)
+    if n == 0:
+        raise ConfigError("there is no usable token to make batches of (batches)")
+    if batch_size < 1 or (epochs is None and batch_size > n):
+        raise ConfigError(f"batch_size must be in 1..{n}, the number of usable tokens, got {batch_size} (batches)")
+    if seed < 0:
+        raise ConfigError(f"seed must be at least 0, got {seed} (batches)")
+    if skip < 0 or (n_batches is not None and n_batches < 0):
+        raise ConfigError(f"skip and n_batches must be at least 0, got skip={skip}, n_batches={n_batches} (batches)")
+    return _stream(tokens, batch_size, seed, None if epochs is None else epochs * n, skip * batch_size, n_batches)
+
+
+def _stream(tokens: Tensor, batch_size: int, seed: int, end: int | None, start: int, n_batches: int | None) -> Iterator[Tensor]:
+    n = len(tokens)
+    epoch, order = -1, np.empty(0, dtype=np.int64)
+    while (end is None or start < end) and n_batches != 0:
+        pieces, position = [], start
+        stop = start + batch_size if end is None else min(start + batch_size, end)
+        while position < stop:
+            if position // n != epoch:
+                epoch = position // n
+                order = permutation(n, seed=seed, epoch=epoch)
+            first = position - epoch * n
+            pieces.append(order[first : first + stop - position])
+            position += len(pieces[-1])
+        yield tokens[torch.from_numpy(np.concatenate(pieces))]
+        start = stop
+        n_batches = None if n_batches is None else n_batches - 1
+
+
+def mixing(batch_document_ids: Int[Tensor, "batch"], document_ids: Int[Tensor, "n"]) -> float:
+    """Distinct documents in a batch, divided by the number expected of a uniform sample of the same size from all tokens; 1.0 is perfect.
+
+        E[distinct] = sum_d 1 - C(n - c_d, B) / C(n, B)        c_d tokens of document d among n, B tokens drawn without replacement
+
+    Below 1 a batch repeats documents more than chance does. Raises ConfigError when the batch is empty or larger than the population.
+    """
+    n, batch = len(document_ids), len(batch_document_ids)
+    if not 1 <= batch <= n:
+        raise ConfigError(f"batch_document_ids must have 1..{n} entries, got {batch} (mixing)")
+    counts = torch.unique(document_ids, return_counts=True)[1].double()
+    rest = n - counts
+    log_absent = _log_choose(rest, batch) - _log_choose(torch.tensor(float(n), dtype=torch.float64), batch)
+    absent = torch.where(rest >= batch, log_absent.exp(), 0.0)
+    return len(batch_document_ids.unique()) / float((1.0 - absent).sum())
+
+
+def _log_choose(n: Tensor, k: int) -> Tensor:
+    """log C(n, k) where n >= k; meaningless, but finite, below."""
+    return torch.lgamma(n + 1.0) - math.lgamma(k + 1.0) - torch.lgamma((n - k).clamp(min=0.0) + 1.0)
