@@ -1,0 +1,135 @@
+"""Dictionary: a set of directions, and a rule that writes activations as sparse sums of them.
+
+    x = (acts - mean) * scale        z = code(x)        x_hat = z W_dec + b_dec        acts_hat = x_hat / scale + mean
+
+Public methods take and return activations of the language model; the scaling is applied inside. Training works on x through `code` and
+`reconstruct`. Row i of `W_dec` is atom i, a unit vector.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, Protocol, Self
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from sae.dictionaries import kernels
+from sae.dictionaries.codes import SparseCodes
+from sae.dictionaries.scaling import Scaling
+from sae.errors import ConfigError
+from sae.fingerprint import digest, digest_tensors, to_json
+
+
+class DictionaryConfig(Protocol):
+    """What every dictionary's configuration has."""
+
+    @property
+    def d_in(self) -> int:
+        """Input width."""
+        ...
+
+    @property
+    def d_sae(self) -> int:
+        """Number of latents."""
+        ...
+
+
+class Dictionary(nn.Module, ABC):
+    """Encodes activations sparsely over d_sae atoms and decodes them again; see the module's text for the equations.
+
+    In train and eval mode alike, a row's codes depend on that row only. `provenance` is free-form JSON set by whoever trained it: by convention
+    `site`, `model_digest`, `store_digest` and `training`; it is saved, but is not part of `digest`.
+    """
+
+    W_dec: Float[Tensor, "d_sae d_in"]
+    b_dec: Float[Tensor, "d_in"]
+
+    def __init__(self, config: DictionaryConfig, scaling: Scaling | None, provenance: Mapping[str, Any] | None):
+        super().__init__()
+        scaling = scaling or Scaling.identity(config.d_in)
+        if scaling.mean.shape != (config.d_in,):
+            raise ConfigError(f"scaling.mean must have width d_in={config.d_in}, got {scaling.mean.shape[0]} ({type(self).__name__})")
+        self.config = config
+        self.provenance: dict[str, Any] = to_json(provenance or {})
+        self.register_buffer("scaling_mean", scaling.mean.detach().clone().float())
+        self._scale = scaling.scale
+
+    @property
+    def d_in(self) -> int:
+        """Input width."""
+        return self.config.d_in
+
+    @property
+    def d_sae(self) -> int:
+        """Number of latents."""
+        return self.config.d_sae
+
+    @property
+    def scaling(self) -> Scaling:
+        """The map from activations to the space of `code`, on the dictionary's device."""
+        return Scaling(self.scaling_mean, self._scale)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of what the dictionary computes: its class, configuration, scaling and every parameter, bit for bit."""
+        head = digest({"kind": type(self).__name__, "config": to_json(self.config), "scale": self._scale})
+        return digest([head, digest_tensors(self.state_dict())])
+
+    @abstractmethod
+    def code(self, x: Float[Tensor, "n d_in"]) -> SparseCodes:
+        """Codes of scaled activations; differentiable."""
+
+    @abstractmethod
+    def fold(self) -> Self:
+        """A dictionary with identity scaling, equal `forward`, and codes in activation units: codes.values / scaling.scale.
+
+        Exact because every encoder here is positively homogeneous in (x, biases).
+        """
+
+    def encode(self, acts: Float[Tensor, "n d_in"]) -> SparseCodes:
+        """Codes of activations. Raises ConfigError for the wrong width or values that are not finite."""
+        return self.code(self.scaled(acts))
+
+    def decode(self, codes: SparseCodes) -> Float[Tensor, "n d_in"]:
+        """Activations that the codes stand for. Raises ConfigError for codes over another number of latents."""
+        return self.scaling.undo(self.reconstruct(codes))
+
+    def forward(self, acts: Float[Tensor, "n d_in"]) -> Float[Tensor, "n d_in"]:
+        """decode(encode(acts))."""
+        return self.decode(self.encode(acts))
+
+    def reconstruct(self, codes: SparseCodes) -> Float[Tensor, "n d_in"]:
+        """x_hat = z W_dec + b_dec, in the space of `code`; differentiable."""
+        if codes.d_sae != self.d_sae:
+            raise ConfigError(f"codes must be over d_sae={self.d_sae} latents, got {codes.d_sae} ({type(self).__name__})")
+        return kernels.weighted_rows(codes.values.to(self.W_dec.dtype), codes.indices, self.W_dec) + self.b_dec
+
+    def scaled(self, acts: Float[Tensor, "n d_in"]) -> Float[Tensor, "n d_in"]:
+        """x = scaling.apply(acts), after checking the width and that every value is finite."""
+        if acts.ndim != 2 or acts.shape[1] != self.d_in:
+            raise ConfigError(f"acts must have shape [n, d_in={self.d_in}], got {list(acts.shape)} ({type(self).__name__})")
+        x = self.scaling.apply(acts).to(self.W_dec.dtype)
+        # A sum is finite only if every term is (an overflow of finite terms is settled by looking at each).
+        if not bool(torch.isfinite(x.detach().sum())) and not bool(torch.isfinite(x.detach()).all()):
+            n_bad = int((~torch.isfinite(x).all(1)).sum())
+            raise ConfigError(f"acts must be finite, got NaN or Inf in {n_bad} of {len(acts)} rows ({type(self).__name__})")
+        return x
+
+    @torch.no_grad()
+    def normalise_(self) -> None:
+        """Scale every atom to unit norm, in place."""
+        self.W_dec.div_(torch.linalg.vector_norm(self.W_dec, dim=1, keepdim=True).clamp_min(torch.finfo(self.W_dec.dtype).tiny))
+
+
+def check_widths(d_in: int, d_sae: int, owner: str) -> None:
+    """Raises ConfigError unless both widths are positive."""
+    for name, value in (("d_in", d_in), ("d_sae", d_sae)):
+        if value < 1:
+            raise ConfigError(f"{name} must be at least 1, got {value} ({owner})")
+
+
+def random_atoms(d_sae: int, d_in: int, seed: int) -> Float[Tensor, "d_sae d_in"]:
+    """Independent uniform unit vectors, one a row, from their own generator."""
+    atoms = torch.randn(d_sae, d_in, generator=torch.Generator().manual_seed(seed))
+    return atoms / torch.linalg.vector_norm(atoms, dim=1, keepdim=True)

@@ -1,0 +1,139 @@
+"""MatchingPursuit: codes by greedy selection, one atom at a time.
+
+    r_0 = x - b_dec;   for t = 1..k:   j_t = argmax_j d_j . r_{t-1},   a_t = d_{j_t} . r_{t-1},   r_t = r_{t-1} - a_t d_{j_t}
+    x_hat = b_dec + sum_t a_t d_{j_t},        |r_t|^2 = |r_{t-1}|^2 - a_t^2        (unit atoms d_j, rows of W_dec)
+
+Mallat & Zhang 1993; as a sparse autoencoder Costa et al. 2025 (2506.03093) algorithm 1, with unit atoms always and the encoder tied to the decoder.
+With `orthogonal` the coefficients are refitted by least squares on the selected atoms after every selection (OMP, Pati et al. 1993).
+
+Positive selection, the default, takes the largest d_j . r and stops when none is positive; signed selection takes the largest |d_j . r|. Only signed
+pursuit converges to the projection on the atoms' span: for D = I and x = -e_1 positive selection keeps the zero code for ever.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, Self, final
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from sae.dictionaries import kernels
+from sae.dictionaries.base import Dictionary, check_widths, random_atoms
+from sae.dictionaries.codes import SparseCodes
+from sae.dictionaries.scaling import Scaling
+from sae.errors import ConfigError
+
+NORM_TOLERANCE = 1e-3
+"""How far from 1 an atom's norm may be before pursuit refuses: the energy identity needs unit atoms, and norms above sqrt(2) diverge."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PursuitConfig:
+    """Shape and selection rule of a MatchingPursuit."""
+
+    d_in: int
+    """Input width."""
+    d_sae: int
+    """Number of atoms."""
+    k: int = 32
+    """Selections per row in training and, unless another is asked for, in encoding."""
+    selection: Literal["positive", "signed"] = "positive"
+    """Whether an atom is chosen by its largest correlation or by its largest absolute correlation with the residual."""
+    orthogonal: bool = False
+    """Whether coefficients are refitted by least squares on the selected atoms (OMP); they may then be negative."""
+
+    def __post_init__(self) -> None:
+        check_widths(self.d_in, self.d_sae, "MatchingPursuit")
+        if self.selection not in ("positive", "signed"):
+            raise ConfigError(f"selection must be 'positive' or 'signed', got {self.selection!r} (MatchingPursuit)")
+        check_n_steps(self.k, self)
+
+
+def check_n_steps(k: int, config: PursuitConfig) -> None:
+    """Raises ConfigError unless 1 <= k <= d_sae and, for orthogonal pursuit, k <= d_in."""
+    if not 1 <= k <= config.d_sae:
+        raise ConfigError(f"k must be in 1..d_sae={config.d_sae}, got {k} (MatchingPursuit)")
+    if config.orthogonal and k > config.d_in:
+        raise ConfigError(f"k must be in 1..d_in={config.d_in} for orthogonal pursuit, got {k} (MatchingPursuit)")
+
+
+class Pursuit(NamedTuple):
+    """What one pursuit did, step by step. Codes and energies are in the space of x (scaled activations)."""
+
+    steps: SparseCodes
+    """Slot t is selection t: its atom and coefficient. A re-selected atom appears again; `counts` is the number of selections."""
+    energies: Float[Tensor, "n k_steps"]
+    """|r_t|^2 for t = 0..k; constant once a row has stopped."""
+
+    @property
+    def codes(self) -> SparseCodes:
+        """The codes: every atom once per row, in order of first selection."""
+        return self.steps.merged()
+
+    @property
+    def order(self) -> Int[Tensor, "n k_max"]:
+        """Selected atoms in order, with repetitions; slots from `steps.counts` on hold 0."""
+        return self.steps.indices
+
+
+@final
+class MatchingPursuit(Dictionary):
+    """Matching pursuit over unit atoms W_dec, started at x - b_dec; see the module's text. A new one has random atoms drawn from `seed`."""
+
+    config: PursuitConfig
+
+    def __init__(self, config: PursuitConfig, scaling: Scaling | None = None, *, seed: int = 0, provenance: Mapping[str, Any] | None = None):
+        super().__init__(config, scaling, provenance)
+        self.W_dec = nn.Parameter(random_atoms(config.d_sae, config.d_in, seed))
+        self.b_dec = nn.Parameter(torch.zeros(config.d_in))
+
+    def encode(self, acts: Float[Tensor, "n d_in"], k: int | None = None, tol: float | None = None) -> SparseCodes:
+        """Codes of activations, every atom once per row in order of first selection; `k` and `tol` as in `pursue`."""
+        return self.pursue(acts, k, tol).codes
+
+    def pursue(self, acts: Float[Tensor, "n d_in"], k: int | None = None, tol: float | None = None) -> Pursuit:
+        """The pursuit of activations step by step; differentiable with the selection held fixed.
+
+        `k` is the largest number of selections (the configuration's by default). A row stops early once |r| <= tol |x - b_dec|, or when no
+        correlation is left. One call with a large k gives the whole error-versus-k curve in `energies`. Raises ConfigError for k or tol out of
+        range, and for atoms that do not have unit norm.
+        """
+        return self._pursue(self.scaled(acts), k, tol)
+
+    def code(self, x: Float[Tensor, "n d_in"]) -> SparseCodes:
+        """Codes of scaled activations, every atom once per row in order of first selection."""
+        return self._pursue(x, None, None).codes
+
+    def residual(self, x: Float[Tensor, "n d_in"]) -> tuple[Float[Tensor, "n d_in"], SparseCodes]:
+        """(x - x_hat, selections) of scaled activations: what training differentiates, without decoding again."""
+        self._check_norms()
+        if self.config.orthogonal:
+            steps = self._pursue(x, None, None).steps
+            return x - self.reconstruct(steps), steps
+        path = kernels.pursue(x - self.b_dec, self.W_dec, self.config.k, None, self.config.selection == "signed")
+        return path.residual, SparseCodes(path.indices, path.values, path.counts, self.d_sae)
+
+    @torch.no_grad()
+    def fold(self) -> Self:
+        """The same function on activations with identity scaling: b_dec' = b_dec / scale + mean, atoms unchanged."""
+        folded = MatchingPursuit(self.config, provenance=self.provenance).to(self.W_dec)
+        folded.W_dec.copy_(self.W_dec)
+        folded.b_dec.copy_(self.b_dec / self.scaling.scale + self.scaling.mean)
+        return folded
+
+    def _pursue(self, x: Tensor, k: int | None, tol: float | None) -> Pursuit:
+        k = self.config.k if k is None else k
+        check_n_steps(k, self.config)
+        if tol is not None and not 0 <= tol < 1:
+            raise ConfigError(f"tol must be in [0, 1), relative to the norm of x - b_dec, got {tol} (MatchingPursuit)")
+        self._check_norms()
+        run = kernels.pursue_orthogonally if self.config.orthogonal else kernels.pursue
+        path = run(x - self.b_dec, self.W_dec, k, tol, self.config.selection == "signed")
+        return Pursuit(SparseCodes(path.indices, path.values, path.counts, self.d_sae), path.energies)
+
+    def _check_norms(self) -> None:
+        norms = torch.linalg.vector_norm(self.W_dec.detach(), dim=1, dtype=torch.float32)
+        worst = int((norms - 1).abs().argmax())
+        if not abs(float(norms[worst]) - 1) <= NORM_TOLERANCE:
+            raise ConfigError(f"atoms must have unit norm, got {float(norms[worst]):.4g} for latent {worst}; call normalise_() (MatchingPursuit)")

@@ -1,0 +1,62 @@
+"""The affine map between activation space and the space a dictionary is trained in.
+
+    x = (acts - mean) * scale,        acts = x / scale + mean
+
+With `mean` the activations' mean and `scale = sqrt(d_in) / mean norm of (acts - mean)`, x has mean zero and mean norm sqrt(d_in), so one learning
+rate serves every model and layer. A Scaling is an explicit value: it travels with the dictionary and can be folded into its weights.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sae.errors import ConfigError
+
+
+@dataclass(frozen=True, eq=False)
+class Scaling:
+    """x = (acts - mean) * scale."""
+
+    mean: Float[Tensor, "d_in"]
+    """What is subtracted, in activation units."""
+    scale: float
+    """What the difference is multiplied by; positive and finite."""
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.scale) and self.scale > 0):
+            raise ConfigError(f"scale must be positive and finite, got {self.scale} (Scaling)")
+        if self.mean.ndim != 1:
+            raise ConfigError(f"mean must be a vector [d_in], got shape {list(self.mean.shape)} (Scaling)")
+        if not bool(torch.isfinite(self.mean).all()):
+            raise ConfigError("mean must be finite (Scaling)")
+
+    @staticmethod
+    def identity(d_in: int) -> "Scaling":
+        """The scaling that changes nothing."""
+        return Scaling(torch.zeros(d_in), 1.0)
+
+    @staticmethod
+    def fitted(acts: Float[Tensor, "n d_in"]) -> "Scaling":
+        """The scaling under which `acts` have mean zero and mean norm sqrt(d_in); computed in float64."""
+        wide = acts.to(torch.float64)
+        mean = wide.mean(0)
+        norm = float((wide - mean).norm(dim=1).mean())
+        if not norm > 0:
+            raise ConfigError(f"acts must differ from their mean, got {acts.shape[0]} rows with mean distance {norm} (Scaling.fitted)")
+        return Scaling(mean.float(), math.sqrt(acts.shape[1]) / norm)
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether applying it changes nothing."""
+        return self.scale == 1.0 and not bool(self.mean.any())
+
+    def apply(self, acts: Float[Tensor, "n d_in"]) -> Float[Tensor, "n d_in"]:
+        """x = (acts - mean) * scale, in the dtype and on the device of `mean`."""
+        return (acts.to(self.mean) - self.mean) * self.scale
+
+    def undo(self, x: Float[Tensor, "n d_in"]) -> Float[Tensor, "n d_in"]:
+        """acts = x / scale + mean."""
+        return x / self.scale + self.mean
