@@ -2,8 +2,9 @@
 
     python scripts/build_wordnet.py FOLDER/usr/share/wordnet
 
-One line per noun synset, in the order of the ids: id (8 digits, the synset's offset in WordNet 3.0), its lemmas, the ids of its hypernyms, and
-the ids it is an instance of; commas within a field, tabs between them, underscores for the spaces of a lemma. The same file gives the same bytes.
+One line per noun synset, in the order of the ids: id (8 digits, the synset's offset in WordNet 3.0), its lemmas, the ids of its hypernyms,
+and the ids it is an instance of; commas within a field, tabs between them, underscores for the spaces of a lemma. The same file gives the
+same bytes.
 """
 
 import argparse

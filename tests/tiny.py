@@ -5,11 +5,12 @@ import tempfile
 from typing import Literal
 
 import torch
+
 from sae.models.language_model import LanguageModel
 
-TEXT = """The nation and the people, the law and the peace. My fellow citizens of the Senate and of the House of Representatives: in the year 1865
-the war was over, and the states were at peace with all the world. We have the honor to report that the government has been good to its people.
-A dog is an animal, and a robin is a bird; birds can fly, but dogs cannot. def capture(tokens, sites): return the activations, one for each site."""
+TEXT = """The nation and the people, the law and the peace. My fellow citizens of the Senate and of the House of Representatives: in the
+year 1865 the war was over, and the states were at peace with all the world. We have the honor to report that the government has been good
+to its people. A dog is an animal, and a robin is a bird; birds can fly, but dogs cannot. def capture(tokens): return the activations."""
 
 
 @functools.cache
@@ -21,7 +22,8 @@ def _tokenizer():
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=["<|endoftext|>", "<|bos|>"], initial_alphabet=alphabet, show_progress=False)
+    special = ["<|endoftext|>", "<|bos|>"]
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
     tokenizer.train_from_iterator([TEXT] * 4, trainer)
     with tempfile.TemporaryDirectory() as folder:
         PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>", bos_token="<|bos|>").save_pretrained(folder)

@@ -77,7 +77,7 @@ class Edit:
 
     @classmethod
     def replace(cls, site: Site, value: Float[Tensor, "*broadcast"] | Transform) -> "Edit":
-        """The activations become `value`, a tensor that broadcasts to [batch, context, width], or what the function `value` makes of them."""
+        """The activations become `value`: a tensor that broadcasts to [batch, context, width], or what a function makes of them."""
         return cls(site, Replace(value) if isinstance(value, Tensor) else value)
 
     @classmethod
@@ -111,7 +111,7 @@ class Edit:
         """The edited activations in the dtype of `acts`. Raises ConfigError when the transform changes the shape."""
         edited = self.transform(acts.to(torch.promote_types(acts.dtype, torch.float32)))
         if edited.shape != acts.shape:
-            raise ConfigError(f"an edit at {self.site.name} must keep the shape {tuple(acts.shape)}, its transform gave {tuple(edited.shape)}")
+            raise ConfigError(f"an edit at {self.site.name} must keep the shape {list(acts.shape)}, got {list(edited.shape)}")
         return edited.to(acts)
 
 

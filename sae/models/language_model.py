@@ -5,6 +5,7 @@
 The weights are raw: nothing folded, so activations and logits are those of the model as published.
 """
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -29,8 +30,8 @@ __all__ = ["Edit", "LanguageModel", "ModelShape", "Site", "default_dtype"]
 class LanguageModel:
     """A causal language model at named sites. Made by `LanguageModel.load`.
 
-    No weight requires a gradient. A graph is recorded only where an argument brings one: `resume` is differentiable in `acts`, `run` in what its
-    edits hold. Attention is eager, so memory grows with the square of the context. Safe to share between threads; passes take turns.
+    No weight requires a gradient. A graph is recorded only where an argument brings one: `resume` is differentiable in `acts`, `run` in
+    what its edits hold. Attention is eager, so memory grows with the square of the context. Threads may share a model: passes take turns.
     """
 
     def __init__(self, bridge: Bridge, tokenizer: "PreTrainedTokenizerBase", *, name: str, digest: str) -> None:
@@ -48,12 +49,13 @@ class LanguageModel:
         dtype: torch.dtype | None = None,
         device: str | torch.device = "cpu",
     ) -> Self:
-        """The model at `source`: a folder written by `save_pretrained`, a `.gguf` file, a hub name, or a loaded Hugging Face model with `tokenizer`.
+        """The model at `source`: a folder written by `save_pretrained`, a `.gguf` file, a hub name, or a loaded Hugging Face model (with
+        `tokenizer`), which is changed in place: wrapped, cast, moved.
 
-        `dtype` None means: a loaded model keeps its own; otherwise `default_dtype(device)`. A loaded model is changed in place (wrapped, cast,
-        moved). `digest` is taken over the weights as published, before any cast, so it does not depend on `dtype`.
+        `dtype` None means `default_dtype(device)`, and for a loaded model its own. `digest` is taken over the weights as published, before
+        any cast, so it does not depend on `dtype`.
 
-        Raises ConfigError, FormatError or SaeError as `load_pretrained` does, and ConfigError for an architecture TransformerLens cannot wrap.
+        Raises ConfigError, FormatError or SaeError as `load_pretrained` does, and ConfigError for an architecture that cannot be wrapped.
         """
         if isinstance(source, (str, Path)):
             model, tokenizer, name = load_pretrained(source, tokenizer=tokenizer)
@@ -104,7 +106,8 @@ class LanguageModel:
         """Token ids of each text. No special tokens are added, and text that spells one is taken as text."""
         if len(texts) == 0:
             return []
-        encoded = self.tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, split_special_tokens=True, verbose=False)
+        options = {"add_special_tokens": False, "split_special_tokens": True, "return_attention_mask": False, "verbose": False}
+        encoded = self.tokenizer(list(texts), **options)
         return [list(ids) for ids in encoded["input_ids"]]
 
     def vocabulary(self) -> list[str]:
@@ -114,8 +117,10 @@ class LanguageModel:
         """
         n_used = min(len(self.tokenizer), self.shape.d_vocab)
         raw = self.tokenizer.convert_ids_to_tokens(list(range(n_used)))
-        decoded = self.tokenizer.batch_decode([[i] for i in range(n_used)], clean_up_tokenization_spaces=False)
-        texts = [f" {text}" if token.startswith("\u2581") and not text.startswith(" ") else text for token, text in zip(raw, decoded, strict=True)]
+        texts = self.tokenizer.batch_decode([[i] for i in range(n_used)], clean_up_tokenization_spaces=False)
+        for i, (token, text) in enumerate(zip(raw, texts, strict=True)):
+            if token.startswith("\u2581") and not text.startswith(" "):
+                texts[i] = f" {text}"  # SentencePiece's space, which decoding drops at the start of a text
         return texts + [f"<unused {i}>" for i in range(n_used, self.shape.d_vocab)]
 
     def capture(
@@ -123,23 +128,26 @@ class LanguageModel:
     ) -> dict[Site, Float[Tensor, "batch context width"]]:
         """The activations at `sites`, in the model's dtype, in one pass that ends at the deepest of them.
 
-        `edits` take effect first, also at the site itself. Heads of z are laid end to end. Raises ConfigError for tokens out of range or too
-        many of them.
+        `edits` take effect first, also at the site itself. Heads of z are laid end to end. Raises ConfigError for tokens out of range, too
+        long a context, or a site that the model does not have.
         """
         if not sites:
             return {}
+        for site in sites:
+            self._check_site(site)
         with torch.no_grad():
-            return self._bridge.capture(self._checked(tokens), [self.site(site.name) for site in sites], _hooks(edits))
+            return self._bridge.capture(self._checked(tokens), sites, self._hooks(edits))
 
     def run(self, tokens: Int[Tensor, "batch context"], edits: Sequence[Edit] = ()) -> Float[Tensor, "batch context d_vocab"]:
         """The logits (float32) with `edits` applied; edits of one site in their order. Raises ConfigError as `capture` does."""
-        return self._bridge.logits(self._checked(tokens), _hooks(edits)).float()
+        return self._bridge.logits(self._checked(tokens), self._hooks(edits)).float()
 
     def resume(self, acts: Float[Tensor, "batch context d_model"], site: Site) -> Float[Tensor, "batch context d_vocab"]:
-        """The logits (float32) of a pass whose residual stream at `site` (resid_pre or resid_post) is `acts`. Costs only the blocks that are left.
+        """The logits (float32) of a pass whose residual stream at `site`, a resid_pre or resid_post, is `acts`. Costs only the blocks left.
 
         Raises ConfigError for another kind of site or another width.
         """
+        self._check_site(site)
         if site.kind not in ("resid_pre", "resid_post"):
             raise ConfigError(f"site must be a resid_pre or a resid_post to resume from, got {site.name} (LanguageModel.resume)")
         if acts.shape[-1] != site.width:
@@ -165,15 +173,21 @@ class LanguageModel:
 
     def _checked(self, tokens: Tensor) -> Tensor:
         if tokens.numel() == 0 or tokens.shape[1] > self.shape.n_ctx:
-            raise ConfigError(f"tokens must be [batch, context] with context in 1..n_ctx={self.shape.n_ctx}, got {list(tokens.shape)} ({self.name})")
+            allowed = f"[batch, context] with context in 1..n_ctx={self.shape.n_ctx}"
+            raise ConfigError(f"tokens must be {allowed}, got {list(tokens.shape)} ({self.name})")
         low, high = (int(bound) for bound in tokens.aminmax())
         if low < 0 or high >= self.shape.d_vocab:
             raise ConfigError(f"token ids must be in 0..{self.shape.d_vocab - 1}, got {low}..{high} ({self.name})")
         return tokens.to(device=self.device, dtype=torch.long)
 
+    def _check_site(self, site: Site) -> None:
+        if self.site(site.name) != site:
+            raise ConfigError(f"{site.name} of width {site.width} belongs to another model; here its width is {self.site(site.name).width}")
 
-def _hooks(edits: Sequence[Edit]) -> list[tuple[Site, Hook]]:
-    return [(edit.site, edit.apply) for edit in edits]
+    def _hooks(self, edits: Sequence[Edit]) -> list[tuple[Site, Hook]]:
+        for edit in edits:
+            self._check_site(edit.site)
+        return [(edit.site, edit.apply) for edit in edits]
 
 
 def norm_gain(norm: torch.nn.Module, d_model: int) -> tuple[Float[Tensor, " d_model"], bool]:
@@ -185,21 +199,15 @@ def norm_gain(norm: torch.nn.Module, d_model: int) -> tuple[Float[Tensor, " d_mo
     sign = 1.0 - 2.0 * (torch.arange(d_model) % 2)
     x = 1e3 * sign * (1.0 + torch.arange(d_model) / d_model)  # large, so that the norm's epsilon vanishes
     x = x - x.mean()
-    wide = _float32_copy(norm)
+    wide = copy.deepcopy(norm).float()
     shifted, plain, negated = (wide(v.to(parameter.device)) for v in (x + 1e3, x, -x))
     x = x.to(parameter.device)
     gain = (plain - negated) / (2 * x) * x.square().mean().sqrt()
     return gain, bool((shifted - plain).abs().max() <= 1e-3 * plain.abs().max())
 
 
-def _float32_copy(norm: torch.nn.Module) -> torch.nn.Module:
-    import copy
-
-    return copy.deepcopy(norm).float()
-
-
 def default_dtype(device: str | torch.device = "cpu") -> torch.dtype:
-    """bfloat16 where the hardware multiplies it natively (AVX512-BF16 or AMX on a CPU), else float32: elsewhere it is slower, not faster."""
+    """bfloat16 where the hardware multiplies it natively (on a CPU: AVX512-BF16 or AMX), else float32."""
     kind = torch.device(device).type
     if kind == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32

@@ -4,6 +4,7 @@ A folder or a file never touches the network. A name does what the Hugging Face 
 """
 
 import contextlib
+import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -27,8 +28,8 @@ class LoadedModel(NamedTuple):
 def load_pretrained(source: str | Path, *, tokenizer: "PreTrainedTokenizerBase | None" = None) -> LoadedModel:
     """The model and tokenizer at `source`.
 
-    Raises FormatError for a file or folder that holds no such model, ConfigError for a path that does not exist, SaeError for a hub name that
-    cannot be reached.
+    Raises FormatError for a file or folder that holds no such model, ConfigError for a path that does not exist, SaeError for a hub name
+    that cannot be reached.
     """
     path = Path(source).expanduser()
     if path.is_dir():
@@ -59,7 +60,7 @@ def _from_gguf(path: Path, tokenizer: "PreTrainedTokenizerBase | None") -> Loade
 
     place = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name, "local_files_only": True}
     try:
-        with quiet():
+        with quiet(), contextlib.redirect_stderr(io.StringIO()):  # the progress bar of the dequantisation has no switch
             model = AutoModelForCausalLM.from_pretrained(**place, dtype=torch.float32, attn_implementation="eager")
             tokenizer = tokenizer or AutoTokenizer.from_pretrained(**place)
     except (OSError, ValueError, NotImplementedError) as error:
@@ -81,7 +82,7 @@ def _from_hub(name: str, tokenizer: "PreTrainedTokenizerBase | None") -> LoadedM
 
 
 def forget_quantization_(model: "PreTrainedModel") -> None:
-    """Make a model read from GGUF an ordinary one. Its weights are dequantised already; only the marks that forbid `save_pretrained` are left."""
+    """Make a model read from GGUF an ordinary one: its weights are dequantised already, only the marks that forbid `save_pretrained` go."""
     for attribute, value in (("hf_quantizer", None), ("is_quantized", False), ("quantization_method", None)):
         setattr(model, attribute, value)
     if hasattr(model.config, "quantization_config"):

@@ -28,9 +28,9 @@ def pack(
 ) -> Iterator[TokenRow]:
     """Rows of `context` tokens from (document id, token ids) pairs, in their order.
 
-    `separator_id` opens every document and `bos_id` every row; None leaves either out. A document continues in the next row; documents without
-    tokens give nothing, and the last incomplete row is dropped. Holds one document at a time. Raises ConfigError when a row has no
-    room for a token of a document.
+    `separator_id` opens every document and `bos_id` every row; None leaves either out. A document continues in the next row; documents
+    without tokens give nothing, and the last incomplete row is dropped. Holds one document at a time. Raises ConfigError when a row has
+    no room for a token of a document.
     """
     room = context - (bos_id is not None)
     if room < 1:

@@ -2,14 +2,15 @@
 
 Everything here that is less obvious than it looks:
 
-* The bridge wraps the Hugging Face model **in place**: its submodules are replaced and its attention becomes eager. The weights are the raw ones
-  (nothing folded, no compatibility mode), so logits and activations are those of the model as published.
+* The bridge wraps the Hugging Face model **in place**: its submodules are replaced and its attention becomes eager. The weights are the raw
+  ones (nothing folded, no compatibility mode), so logits and activations are those of the model as published.
 * The bridge gets no tokenizer: it is only ever given tensors.
-* A forward pass that captures is stopped by the last wanted activation itself. (TransformerLens' `stop_at_layer` cannot stop after the last block.)
-* A forward pass that resumes skips the blocks before the resumption. (TransformerLens' `start_at_layer` runs them and discards what they give.)
+* A pass that captures is stopped by the last wanted activation itself: `stop_at_layer` cannot stop after the last block.
+* A pass that resumes skips the blocks before the resumption: `start_at_layer` runs them and discards what they give.
 """
 
 import contextlib
+import functools
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -57,7 +58,7 @@ class Bridge:
         return site.name in self._points
 
     def logits(self, tokens: Tensor, hooks: Sequence[tuple[Site, Hook]]) -> Tensor:
-        """Logits [batch, context, d_vocab] with each hook applied to its site: it gets [batch, context, width] and may return a replacement."""
+        """Logits [batch, context, d_vocab]; each hook gets its site's activations [batch, context, width] and may return others."""
         with self._lock, self._hooked(hooks):
             return self._bridge.forward(tokens, return_type="logits", use_cache=False)
 
@@ -84,7 +85,7 @@ class Bridge:
         return captured
 
     def resume(self, acts: Tensor, layer: int) -> Tensor:
-        """Logits of a pass whose residual stream enters block `layer` as `acts` [batch, context, d_model]; `layer = n_layers` is the final norm."""
+        """Logits of a pass whose residual stream [batch, context, d_model] enters block `layer`; n_layers means the final norm."""
         with self._lock:
             if layer == 0:
                 return self._bridge.forward(acts, return_type="logits", use_cache=False, start_at_layer=0)
@@ -107,7 +108,7 @@ class Bridge:
     @contextlib.contextmanager
     def _skipped(self, layer: int, acts: Tensor) -> Iterator[None]:
         """Blocks before `layer` do nothing, and the last of them returns `acts`."""
-        as_tuple = self._blocks_return_tuples()
+        as_tuple = self._blocks_return_tuples
 
         def injected(*_: Any, **__: Any) -> Any:
             return (acts,) if as_tuple else acts
@@ -115,23 +116,24 @@ class Bridge:
         blocks: list[nn.Module] = list(self._bridge.blocks)[:layer]
         try:
             for block in blocks:
-                object.__setattr__(block, "forward", injected)  # nn.Module.__call__ looks here first; the bridge's own __setattr__ would forward it
+                object.__setattr__(block, "forward", injected)  # past the bridge's own __setattr__, which would forward it
             yield
         finally:
             for block in blocks:
                 block.__dict__.pop("forward", None)
 
+    @functools.cached_property
     def _blocks_return_tuples(self) -> bool:
-        if not hasattr(self, "_tuples"):
-            kinds: list[bool] = []
-            handle = self._bridge.blocks[0].register_forward_hook(lambda _module, _args, output: kinds.append(isinstance(output, tuple)))
-            try:
-                with torch.no_grad():
-                    self._bridge.forward(torch.zeros(1, 1, dtype=torch.long, device=self.model.device), return_type=None, use_cache=False, stop_at_layer=1)
-            finally:
-                handle.remove()
-            self._tuples = kinds[0]
-        return self._tuples
+        """Whether a block returns (acts,) or acts: it depends on the architecture and on the version of the Hugging Face library."""
+        kinds: list[bool] = []
+        token = torch.zeros(1, 1, dtype=torch.long, device=self.model.device)
+        handle = self._bridge.blocks[0].register_forward_hook(lambda _module, _args, output: kinds.append(isinstance(output, tuple)))
+        try:
+            with torch.no_grad():
+                self._bridge.forward(token, return_type=None, use_cache=False, stop_at_layer=1 if self.shape.n_layers > 1 else None)
+        finally:
+            handle.remove()
+        return kinds[0]
 
     def final_norm(self) -> nn.Module:
         """The norm before the unembedding, as in the Hugging Face model."""
