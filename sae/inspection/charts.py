@@ -1,0 +1,282 @@
+"""Charts: the histogram and step bars of a card, and the figures of a report, as inline SVG without script."""
+
+from markupsafe import Markup
+
+from sae.inspection.format import number
+from sae.inspection.records import Histogram
+from sae.inspection.report_data import Axis, Figure, Series
+from sae.inspection.svg import PALETTE, Scale, drawing, element, line, spread, text, tick_label
+
+HOT, COLD = "#d9661f", "#2f7fc1"
+"""Positive and negative values."""
+MARKERS = ("circle", "square", "triangle", "diamond")
+
+
+def histogram_chart(histogram: Histogram, *, unit: str, width: int = 360, height: int = 168) -> Markup:
+    """Bars of a value histogram: counts of tokens, on a square-root axis so that rare large values stay visible."""
+    counts, edges = histogram.counts, histogram.edges
+    most = max(counts, default=0)
+    x, y = Scale(edges[0], edges[-1], 44, width - 10), Scale(0, max(most, 1) ** 0.5, height - 36, 12)
+    parts = []
+    ticks = sorted({0, most, *(_round_down(most * share) for share in (0.06, 0.35))})
+    places = spread([y(t**0.5) for t in ticks], 0, 0, height)
+    for tick, place in zip(ticks, places, strict=True):
+        if tick in (0, most) or min(abs(place - y(0)), abs(place - y(most**0.5))) > 14:
+            parts += [
+                line(44, place, width - 10, place, class_="grid", opacity=0.15),
+                text(40, place + 4, tick_label(tick), anchor="end", opacity=0.75),
+            ]
+    for left, right, count in zip(edges[:-1], edges[1:], counts, strict=True):
+        if count:
+            top = min(y(count**0.5), y(0) - 1)
+            title = element("title", f"{number(left)} to {number(right)}: {number(count)} tokens")
+            colour, name = (HOT, "hot") if right > 0 else (COLD, "cold")
+            box = {"x": x(left) + 0.5, "y": top, "width": max(x(right) - x(left) - 1, 0.5), "height": y(0) - top}
+            parts.append(element("rect", title, class_=f"bar {name}", fill=colour, **box))
+    parts.append(line(44, y(0), width - 10, y(0)))
+    parts += [text(x(t), height - 20, tick_label(t), anchor="middle", opacity=0.75) for t in x.ticks(5)]
+    parts += [text((44 + width - 10) / 2, height - 4, unit, anchor="middle", class_="title", opacity=0.75)]
+    label = f"Histogram of {unit} over {number(sum(counts))} tokens, from {number(edges[0])} to {number(edges[-1])}; heights on a square-root scale"
+    return drawing(width, height, label, parts)
+
+
+def _round_down(value: float) -> int:
+    text_ = str(int(value))
+    return int(text_[0]) * 10 ** (len(text_) - 1) if value >= 1 else 0
+
+
+def step_chart(steps: tuple[int, ...], *, width: int = 360, height: int = 132) -> Markup:
+    """Bars of how often a pursuit first selected the latent at each step (1, 2, ...)."""
+    most = max(steps, default=0)
+    x, y = Scale(0.5, len(steps) + 0.5, 44, width - 10), Scale(0, max(most, 1), height - 36, 12)
+    parts = [text(40, y(most) + 4, tick_label(most), anchor="end", opacity=0.75), text(40, y(0) + 4, "0", anchor="end", opacity=0.75)]
+    for i, count in enumerate(steps):
+        if count:
+            top = min(y(count), y(0) - 1)
+            title = element("title", f"step {i + 1}: {number(count)} firings")
+            box = {"x": x(i + 0.55), "y": top, "width": max(x(i + 1.45) - x(i + 0.55), 0.5), "height": y(0) - top}
+            parts.append(element("rect", title, class_="bar step", fill=PALETTE[2], **box))
+    parts.append(line(44, y(0), width - 10, y(0)))
+    parts += [
+        text(x(t), height - 20, tick_label(t), anchor="middle", opacity=0.75) for t in sorted({1.0, *x.ticks(5)}) if t == int(t) and t != 0
+    ]
+    parts += [text((44 + width - 10) / 2, height - 4, "selection step", anchor="middle", class_="title", opacity=0.75)]
+    return drawing(width, height, f"Histogram of the pursuit step at which the latent is first selected, steps 1 to {len(steps)}", parts)
+
+
+def sparkline(histogram: Histogram, *, width: int = 84, height: int = 22) -> Markup:
+    """The value histogram without axes, for lists."""
+    most = max(histogram.counts, default=0) or 1
+    step = width / max(len(histogram.counts), 1)
+    bars = []
+    for i, count in enumerate(histogram.counts):
+        if count:
+            tall = max(1.0, height * (count / most) ** 0.5)
+            name, colour = ("hot", HOT) if histogram.edges[i + 1] > 0 else ("cold", COLD)
+            bars.append(element("rect", class_=f"bar {name}", fill=colour, x=i * step, y=height - tall, width=step * 0.85, height=tall))
+    return drawing(width, height, f"values from {number(histogram.edges[0])} to {number(histogram.edges[-1])}", bars, class_="spark")
+
+
+WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 560, 330, 62, 48, 14
+
+
+def figure_chart(figure: Figure) -> Markup:
+    """The figure with axes, units, bounds and names beside the lines."""
+    bars = [s for s in figure.series if s.mark == "bars"]
+    drawn = [s for s in figure.series if s.mark != "bars"]
+    longest = max((len(s.name) for s in drawn), default=0)
+    right = WIDTH - (min(18 + 6.6 * longest, 190) if drawn else 16)
+    top = TOP + 20 * (len(bars) > 1) + 16 * any(r.axis == "x" for r in figure.rules)
+    x, y = _scales(figure, right, top)
+    colours = _colours(figure.series)
+    parts = [*_axes(figure, x, y, right, top)]
+    parts += [shape for s in bars for shape in _bars(s, x, y, colours[s.name])]
+    parts += [shape for s in drawn for shape in _band(s, x, y, colours[s.name])]
+    parts += [shape for s in drawn for shape in _curve(s, x, y, colours[s.name])]
+    parts += [*_rules(figure, x, y, right, top), *_names(drawn, x, y, colours, right), *_legend(bars, colours)]
+    label = f"{figure.title}: {figure.y.label} against {figure.x.label} for {', '.join(s.name for s in figure.series)}"
+    return drawing(WIDTH, HEIGHT, label, parts, class_="chart figure")
+
+
+def _colours(series: tuple[Series, ...]) -> dict[str, tuple[str, str, int]]:
+    """Name -> (class, colour, place among the results)."""
+    found, results = {}, 0
+    for s in series:
+        if s.role == "null":
+            found[s.name] = ("null", "#808080", 0)
+        else:
+            found[s.name] = (f"s{results % len(PALETTE)}", PALETTE[results % len(PALETTE)], results)
+            results += 1
+    return found
+
+
+def _scales(figure: Figure, right: float, top: float) -> tuple[Scale, Scale]:
+    xs = [v for s in figure.series for v in s.x] + [r.value for r in figure.rules if r.axis == "x"]
+    ys = [v for s in figure.series for v in (*s.y, *s.low, *s.high)] + [r.value for r in figure.rules if r.axis == "y"]
+    log = figure.y.scale == "log"
+    if log:
+        low, high = min(v for v in ys if v > 0) / 1.15, max(ys) * 1.15
+        if any(s.mark == "bars" for s in figure.series):
+            low = min(low, min(v for v in ys if v > 0) / 2)
+    else:
+        low, high = min(ys), max(ys)
+        low = 0.0 if low >= 0 and low < 0.5 * high else low - 0.06 * (high - low or 1.0)
+        high += 0.06 * (high - low or 1.0)
+    x_log = figure.x.scale == "log"
+    left, far = min(xs), max(xs)
+    if left == far:
+        left, far = (left / 2, far * 2) if x_log else (left - 0.5, far + 0.5)
+    return Scale(left, far, LEFT + 6, right - 8, x_log), Scale(low, high, HEIGHT - BOTTOM, top, log)
+
+
+def _x_ticks(figure: Figure, x: Scale) -> list[float]:
+    values = sorted({v for s in figure.series for v in s.x})
+    if x.log and len(values) <= 9 and all(b / a >= 1.4 for a, b in zip(values, values[1:], strict=False)):
+        return values
+    return x.ticks(6)
+
+
+def _axes(figure: Figure, x: Scale, y: Scale, right: float, top: float) -> list[Markup]:
+    parts = []
+    for tick in y.ticks(5):
+        parts += [
+            line(LEFT, y(tick), right, y(tick), class_="grid", opacity=0.15),
+            text(LEFT - 6, y(tick) + 4, tick_label(tick), anchor="end", opacity=0.75),
+        ]
+    for tick in _x_ticks(figure, x):
+        parts += [
+            line(x(tick), y.first, x(tick), y.first + 4),
+            text(x(tick), y.first + 18, tick_label(tick), anchor="middle", opacity=0.75),
+        ]
+    parts.append(line(LEFT, y.first, right, y.first))
+    parts.append(text((LEFT + right) / 2, HEIGHT - 8, _axis_label(figure.x), anchor="middle", class_="title", opacity=0.85))
+    middle = (y.first + top) / 2
+    turn = f"rotate(-90 14 {middle:.1f})"
+    parts.append(text(14, middle, _axis_label(figure.y), anchor="middle", class_="title", opacity=0.85, transform=turn))
+    return parts
+
+
+def _axis_label(axis: Axis) -> str:
+    return axis.label + (f" ({axis.unit})" if axis.unit else "")
+
+
+def _bars(series: Series, x: Scale, y: Scale, colour: tuple[str, str, int]) -> list[Markup]:
+    name, fill, _ = colour
+    if series.role == "null":  # an outline, so that results show through
+        points = [f"{x(series.x[0]):.2f},{y.first:.2f}"]
+        for left, right, value in zip(series.x[:-1], series.x[1:], series.y, strict=True):
+            height = _height(value, y)
+            points += [f"{x(left):.2f},{height:.2f}", f"{x(right):.2f},{height:.2f}"]
+        points.append(f"{x(series.x[-1]):.2f},{y.first:.2f}")
+        return [
+            element(
+                "polyline",
+                points=" ".join(points),
+                class_="outline null",
+                fill="none",
+                stroke=fill,
+                stroke_width=1.6,
+                stroke_dasharray="4 3",
+            )
+        ]
+    boxes = []
+    for left, right, value in zip(series.x[:-1], series.x[1:], series.y, strict=True):
+        if value > 0:
+            height = _height(value, y)
+            title = element("title", f"{series.name}, {number(left)} to {number(right)}: {number(value)}")
+            box = {"x": x(left), "y": height, "width": max(x(right) - x(left) - 0.6, 0.5), "height": max(y.first - height, 0.0)}
+            boxes.append(element("rect", title, class_=f"bar {name}", fill=fill, fill_opacity=0.6, **box))
+    return boxes
+
+
+def _height(value: float, y: Scale) -> float:
+    return min(y(value), y.first) if not y.log or value > 0 else y.first
+
+
+def _band(series: Series, x: Scale, y: Scale, colour: tuple[str, str, int]) -> list[Markup]:
+    if not series.low:
+        return []
+    there = [f"{x(a):.2f},{_height(b, y):.2f}" for a, b in zip(series.x, series.high, strict=True)]
+    back = [f"{x(a):.2f},{_height(b, y):.2f}" for a, b in zip(series.x, series.low, strict=True)]
+    return [element("polygon", points=" ".join(there + back[::-1]), class_=f"band {colour[0]}", fill=colour[1], fill_opacity=0.18)]
+
+
+def _curve(series: Series, x: Scale, y: Scale, colour: tuple[str, str, int]) -> list[Markup]:
+    name, stroke, place = colour
+    points = [(x(a), y(b)) for a, b in zip(series.x, series.y, strict=True)]
+    parts = []
+    if series.mark == "line":
+        path = " ".join(f"{a:.2f},{b:.2f}" for a, b in points)
+        dash = "5 4" if series.role == "null" else None
+        parts.append(
+            element("polyline", points=path, class_=f"line {name}", fill="none", stroke=stroke, stroke_width=2.2, stroke_dasharray=dash)
+        )
+    if series.mark == "points" or len(points) <= 24:
+        for (a, b), u, v in zip(points, series.x, series.y, strict=True):
+            title = element("title", f"{series.name}: {number(float(u))}, {number(float(v), 4)}")
+            parts.append(_marker(a, b, MARKERS[place % len(MARKERS)], title, name, stroke))
+    return parts
+
+
+def _marker(x: float, y: float, shape: str, title: Markup, name: str, fill: str) -> Markup:
+    look = {"class_": f"dot {name}", "fill": fill}
+    if shape == "circle":
+        return element("circle", title, cx=x, cy=y, r=3.6, **look)
+    outline = {
+        "square": [(-3.3, -3.3), (3.3, -3.3), (3.3, 3.3), (-3.3, 3.3)],
+        "triangle": [(0, -4.4), (4.2, 3.2), (-4.2, 3.2)],
+        "diamond": [(0, -4.8), (4.2, 0), (0, 4.8), (-4.2, 0)],
+    }[shape]
+    return element("polygon", title, points=" ".join(f"{x + a:.2f},{y + b:.2f}" for a, b in outline), **look)
+
+
+def _rules(figure: Figure, x: Scale, y: Scale, right: float, top: float) -> list[Markup]:
+    parts = []
+    for rule in figure.rules:
+        if rule.axis == "y":
+            at = y(rule.value)
+            parts += [line(LEFT, at, right, at, class_="rule", opacity=0.7, stroke_dasharray="2 3")]
+            parts.append(text(LEFT + 6, at - 5 if at > top + 16 else at + 14, rule.label, class_="rule-label", opacity=0.85))
+        else:
+            at = x(rule.value)
+            parts += [line(at, top, at, y.first, class_="rule", opacity=0.7, stroke_dasharray="2 3")]
+    vertical = sorted((r for r in figure.rules if r.axis == "x"), key=lambda r: r.value)
+    for i, rule in enumerate(vertical):
+        at, leftmost = x(rule.value), x(rule.value) > (LEFT + right) / 2
+        parts.append(
+            text(
+                at + (-4 if leftmost else 4),
+                top - 5 + 15 * i,
+                rule.label,
+                anchor="end" if leftmost else "start",
+                class_="rule-label",
+                opacity=0.85,
+            )
+        )
+    return parts
+
+
+def _names(drawn: list[Series], x: Scale, y: Scale, colours: dict[str, tuple[str, str, int]], right: float) -> list[Markup]:
+    places = spread([y(s.y[-1]) for s in drawn], 16, y.last + 4, y.first - 4)
+    parts = []
+    for s, place in zip(drawn, places, strict=True):
+        name, colour, _ = colours[s.name]
+        parts.append(line(x(s.x[-1]) + 5, y(s.y[-1]), right, place, class_="leader", opacity=0.25))
+        parts.append(text(right + 4, place + 4, s.name, class_=f"name {name}", fill=colour, font_weight=600))
+    return parts
+
+
+def _legend(bars: list[Series], colours: dict[str, tuple[str, str, int]]) -> list[Markup]:
+    if len(bars) < 2:
+        return []
+    parts, at = [], float(LEFT)
+    for s in bars:
+        name, colour, _ = colours[s.name]
+        dashed = (
+            {"fill": "none", "stroke": colour, "stroke_dasharray": "3 2"} if s.role == "null" else {"fill": colour, "fill_opacity": 0.6}
+        )
+        kind = "outline" if s.role == "null" else "bar"
+        parts.append(element("rect", class_=f"{kind} {name}", x=at, y=6.0, width=14, height=11, **dashed))
+        parts.append(text(at + 19, 16, s.name, class_=f"name {name}", fill=colour, font_weight=600))
+        at += 34 + 7.0 * len(s.name)
+    return parts

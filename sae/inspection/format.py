@@ -1,0 +1,124 @@
+"""How numbers and tokens are written: one way, in cards, pages and charts."""
+
+import math
+from typing import NamedTuple
+
+from sae.inspection.records import Example
+
+N_LEVELS = 32
+"""Steps of the colour scale."""
+GLYPHS = {
+    "\n": "↵",
+    "\r": "␍",
+    "\t": "⇥",
+    "\x0b": "␋",
+    "\x0c": "␌",
+    "\x00": "␀",
+    "\u200b": "⟨200B⟩",
+    "\u2028": "⟨2028⟩",
+    "\u2029": "⟨2029⟩",
+}
+"""Characters that cannot be seen, and what stands for them; other control characters become `⟨1B⟩`, bidirectional controls `⟨202E⟩`."""
+BIDIRECTIONAL = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def number(value: float | int | None, digits: int = 3) -> str:
+    """A number for reading: `digits` significant digits, thin groups of three, powers of ten outside 0.001..99,999, a real minus sign; –
+    for None."""
+    if value is None:
+        return "–"
+    if isinstance(value, int) or (value.is_integer() and abs(value) < 1e6 and abs(value) >= 10**digits):
+        return f"{int(value):,}".replace(",", "\u202f").replace("-", "−")
+    if value == 0:
+        return "0"
+    exponent = math.floor(math.log10(abs(float(f"{value:.{digits - 1}e}"))))
+    if exponent < -3 or exponent >= 5:
+        mantissa = f"{value / 10**exponent:.{digits - 1}f}".rstrip("0").rstrip(".")
+        return f"{mantissa}×10{str(exponent).translate(SUPERSCRIPTS)}".replace("-", "−")
+    text = f"{value:,.{max(digits - 1 - exponent, 0)}f}"
+    return text.replace(",", "\u202f").replace("-", "−")
+
+
+def percent(share: float, digits: int = 2) -> str:
+    """A share as a percentage."""
+    return f"{number(100.0 * share, digits)}\u202f%" if 0 < share < 0.9995 else f"{100 * share:.0f}\u202f%"
+
+
+def visible(text: str, *, spaces: bool = False) -> str:
+    """The text with glyphs for what cannot be seen. With `spaces` (a token standing alone) spaces become `·`."""
+    if spaces:
+        text = text.replace(" ", "·")
+    return "".join(map(_glyph, text)) or "∅"
+
+
+def _glyph(character: str) -> str:
+    if character in GLYPHS:
+        return GLYPHS[character]
+    if character in BIDIRECTIONAL:
+        return f"⟨{ord(character):04X}⟩"
+    if ord(character) < 32 or 127 <= ord(character) < 160:
+        return f"⟨{ord(character):02X}⟩"
+    return character
+
+
+def level(value: float, peak: float) -> int:
+    """Place of |value| on the colour scale: 0 for zero, else 1..32, equal steps of (0, peak]."""
+    return min(N_LEVELS, max(1, math.ceil(N_LEVELS * abs(value) / peak - 1e-6))) if value and peak > 0 else 0
+
+
+class Span(NamedTuple):
+    """A run of text with one colour: a token that fires, or all tokens between two such."""
+
+    text: str
+    """What is shown."""
+    level: int
+    """Place on the colour scale; 0 for none."""
+    negative: bool
+    """Whether the value is below zero."""
+    title: str
+    """The token and its value, for the pointer; empty without value."""
+    breaks: bool
+    """Whether a line ends after it."""
+
+
+class Passage(NamedTuple):
+    """An example cut at its peak."""
+
+    left: list[Span]
+    """Before the peak token."""
+    peak: Span
+    """The peak token."""
+    right: list[Span]
+    """After it."""
+
+
+def passage(example: Example, scale: float) -> Passage:
+    """The example as spans, on a colour scale that ends at `scale`."""
+    cells = list(zip(example.tokens, example.values, strict=True))
+    peak = _span(*cells[example.peak], scale)
+    return Passage(_spans(cells[: example.peak], scale), peak, _spans(cells[example.peak + 1 :], scale))
+
+
+def _span(token: str, value: float, scale: float) -> Span:
+    title = f"{visible(token, spaces=True)}  {number(value)}" if value else ""
+    alone = not token.strip(" ")
+    return Span(visible(token, spaces=alone and value != 0), level(value, scale), value < 0, title, value != 0 and token.endswith("\n"))
+
+
+def _spans(cells: list[tuple[str, float]], scale: float) -> list[Span]:
+    spans: list[Span] = []
+    run = ""
+    for token, value in [*cells, ("", 1.0)]:
+        if value == 0:
+            run += token
+            continue
+        lines = run.split("\n") if run else []
+        spans += [
+            Span(visible(part + "\n") if i < len(lines) - 1 else visible(part), 0, False, "", i < len(lines) - 1)
+            for i, part in enumerate(lines)
+            if part or i < len(lines) - 1
+        ]
+        run = ""
+        spans.append(_span(token, value, scale))
+    return spans[:-1]

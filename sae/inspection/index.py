@@ -1,0 +1,129 @@
+"""FeatureIndex: the reader of an index on disk.
+
+index = FeatureIndex.open("index", dictionary_digest=dictionary.digest)
+index[123]                    # a card; shows itself in a notebook
+index[123].record             # what it shows, as a record
+index.statistics.density      # one number per latent
+index.entries(123)            # every non-zero value of the latent
+"""
+
+import operator
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Integer
+
+from sae.errors import ConfigError, FormatError
+from sae.inspection.contexts import TokenTable
+from sae.inspection.display import FeatureCard
+from sae.inspection.entries import Entries, EntryView
+from sae.inspection.manifest import IndexManifest, read_manifest
+from sae.inspection.reader import FeatureStatistics, RecordReader
+from sae.inspection.records import FeatureRecord
+from sae.storage import map_tensors, read_json
+
+
+class FeatureIndex:
+    """An index, read by memory mapping. Cards and statistics need the summary bundle only; `entries` and `at_token` read the entries."""
+
+    def __init__(self, folder: Path, manifest: IndexManifest, reader: RecordReader) -> None:
+        self.folder, self.manifest, self.reader = folder, manifest, reader
+
+    @staticmethod
+    def open(folder: str | Path, *, store_digest: str | None = None, dictionary_digest: str | None = None) -> "FeatureIndex":
+        """The index in `folder`. Raises FormatError when it is missing, damaged, or, where a digest is given, made from another store or
+        dictionary."""
+        folder = Path(folder)
+        manifest = read_manifest(folder)
+        for name, asked, found in (
+            ("store", store_digest, manifest.source.store_digest),
+            ("dictionary", dictionary_digest, manifest.source.dictionary_digest),
+        ):
+            if asked is not None and asked != found:
+                raise FormatError(
+                    f"{folder} is the index of another {name}: its digest is {found[:12]}, {name}_digest asks for {asked[:12]}"
+                )
+        tokens = map_tensors(folder / "tokens.safetensors")
+        arrays = {name: tensor.numpy() for name, tensor in map_tensors(folder / "summary.safetensors").items()}
+        table = TokenTable(tokens["ids"].numpy(), tokens["documents"].numpy())
+        reader = RecordReader(manifest, arrays, table, read_json(folder / "vocabulary.json"), read_json(folder / "documents.json"))
+        return FeatureIndex(folder, manifest, reader)
+
+    @property
+    def d_sae(self) -> int:
+        """Latents."""
+        return self.manifest.source.d_sae
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens looked at: those that are not masked."""
+        return self.manifest.source.n_tokens
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 that names the contents by what they were made from."""
+        return self.manifest.digest
+
+    @property
+    def table(self) -> TokenTable:
+        """Token ids and documents of the corpus."""
+        return self.reader.table
+
+    @cached_property
+    def statistics(self) -> FeatureStatistics:
+        """One number per latent: firings, density, max, mean, bits."""
+        return self.reader.statistics()
+
+    def __len__(self) -> int:
+        return self.d_sae
+
+    def __getitem__(self, latent: int) -> FeatureCard:
+        return FeatureCard(self.record(latent))
+
+    def __iter__(self) -> Iterator[FeatureCard]:
+        return (self[latent] for latent in range(self.d_sae))
+
+    def record(self, latent: int) -> FeatureRecord:
+        """All that is shown about a latent. Raises ConfigError unless it is an integer in 0..d_sae-1."""
+        return self.reader.record(self._checked(latent))
+
+    def entries(self, latent: int) -> Entries:
+        """Every non-zero value of a latent: flat token indices (row * context + position) ascending, values, steps."""
+        return self._by_latent[self._checked(latent)]
+
+    def at_token(self, token: int) -> Entries:
+        """What fires at the token with flat index `token`: latents in the order of encoding, values, steps. Nothing at a masked token."""
+        if isinstance(token, bool) or not 0 <= operator.index(token) < self.table.n_tokens:
+            raise ConfigError(f"token must be in 0..{self.table.n_tokens - 1}, got {token!r} (FeatureIndex {self.folder})")
+        return self._by_token[operator.index(token)]
+
+    def at_tokens(self, tokens: Integer[np.ndarray, "n"]) -> Integer[np.ndarray, "nnz"]:
+        """The latents of all entries at the tokens with these flat indices, one after the other."""
+        return self._by_token.ids_of(tokens)
+
+    def _checked(self, latent: Any) -> int:
+        allowed = f"0..d_sae-1={self.d_sae - 1}"
+        if isinstance(latent, (bool, np.bool_)) or not hasattr(latent, "__index__"):
+            raise ConfigError(f"latent must be an integer in {allowed}, got {latent!r} (FeatureIndex {self.folder})")
+        number = operator.index(latent)
+        if not 0 <= number < self.d_sae:
+            raise ConfigError(f"latent must be in {allowed}, got {number} (FeatureIndex {self.folder})")
+        return number
+
+    @cached_property
+    def _by_latent(self) -> EntryView:
+        return self._view("by_latent", "token")
+
+    @cached_property
+    def _by_token(self) -> EntryView:
+        return self._view("by_token", "latent")
+
+    def _view(self, name: str, ids: str) -> EntryView:
+        if not (self.folder / name).is_dir():
+            raise FormatError(
+                f"{self.folder} is a summary bundle without {name}/: cards and statistics work, questions to the entries do not"
+            )
+        return EntryView(self.folder / name, ids)
