@@ -11,6 +11,7 @@ import glob
 import hashlib
 import importlib.resources
 import importlib.util
+import itertools
 import json
 import lzma
 import random
@@ -76,9 +77,9 @@ class Synset(NamedTuple):
     """One noun sense of WordNet."""
 
     id: str
-    """Identifier of the sense."""
+    """Identifier of the sense: 8 digits, its offset in WordNet 3.0's data.noun."""
     lemmas: tuple[str, ...]
-    """The words that share this sense."""
+    """The words that share this sense; the parts of a compound are joined by underscores."""
     hypernyms: tuple[str, ...]
     """Identifiers of the more general senses this one is a kind of."""
     instances: tuple[str, ...]
@@ -140,21 +141,16 @@ def installed_docstrings(
 ) -> Corpus:
     """Docstrings of installed packages, in a seeded order, each once, with the label `package`. Nothing is imported: the files are parsed.
 
-    Files are visited in a seeded order, one from each package in turn, until there are `max_documents` (None: all). Docstrings under
-    `min_characters` are left out, and so are files that do not parse under the running Python. The texts are those of the installed
+    Files are visited in a seeded order and one docstring of each package is taken in turn, up to `max_documents` (None: all). Docstrings
+    under `min_characters` are left out, and so are files that do not parse under the running Python. The texts are those of the installed
     versions, and the digest covers them. Raises ConfigError for a package that is not installed.
     """
     generator = random.Random(seed)
-    queues = [[(package, path) for path in _package_files(package)] for package in packages]
-    for queue in queues:
-        generator.shuffle(queue)
+    streams = [_package_docstrings(package, min_characters, generator) for package in packages]
     found: dict[str, str] = {}
-    while any(queues) and (max_documents is None or len(found) < max_documents):
-        for package, path in [queue.pop() for queue in queues if queue]:
-            for text in _docstrings(path):
-                if len(text) >= min_characters:
-                    found.setdefault(text, package)
-    texts = list(found)[:max_documents]
+    for pair in itertools.islice(_in_turn(streams), max_documents):
+        found.setdefault(*pair)
+    texts = list(found)
     generator.shuffle(texts)
     labels = [{"package": found[text]} for text in texts]
     return from_texts(texts, labels, name="installed_docstrings", licence="those of the packages: " + ", ".join(packages))
@@ -247,8 +243,8 @@ def _lines(resource: Traversable) -> Iterator[str]:
 
 
 def _synset(line: str) -> Synset:
-    name, lemmas, hypernyms, instances = line.split("\t")
-    return Synset(name, tuple(lemmas.split()), tuple(hypernyms.split()), tuple(instances.split()))
+    name, *lists = line.split("\t")
+    return Synset(name, *(tuple(item for item in items.split(",") if item) for items in lists))
 
 
 def _package_files(package: str) -> list[Path]:
@@ -260,6 +256,28 @@ def _package_files(package: str) -> list[Path]:
     if spec.submodule_search_locations:
         return sorted(path for root in spec.submodule_search_locations for path in Path(root).rglob("*.py"))
     return [Path(spec.origin)] if spec.origin and spec.origin.endswith(".py") else []
+
+
+def _package_docstrings(package: str, min_characters: int, generator: random.Random) -> Iterator[tuple[str, str]]:
+    """(text, package) of every distinct docstring that is long enough."""
+    files, seen = _package_files(package), set()
+    generator.shuffle(files)
+    for path in files:
+        for text in _docstrings(path):
+            if len(text) >= min_characters and text not in seen:
+                seen.add(text)
+                yield text, package
+
+
+def _in_turn(streams: Sequence[Iterator[tuple[str, str]]]) -> Iterator[tuple[str, str]]:
+    remaining = list(streams)
+    while remaining:
+        for stream in list(remaining):
+            item = next(stream, None)
+            if item is None:
+                remaining.remove(stream)
+            else:
+                yield item
 
 
 def _docstrings(path: Path) -> Iterator[str]:

@@ -1,0 +1,101 @@
+"""A capture that is stopped at any moment is continued, and the finished store is that of an uninterrupted run, byte for byte."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sae.activations.collect import collect
+from sae.activations.store import ActivationStore
+
+ROOT = Path(__file__).parents[3]
+
+
+def files(folder):
+    return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
+
+
+def killed_captures(tmp_path, n_operations, n_moments, seed=0):
+    program = Path(__file__).with_name("killed_captures.py")
+    command = [sys.executable, str(program), str(tmp_path), str(n_operations), str(n_moments), str(seed)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def check(reports):
+    assert {report["code"] for report in reports if report["kind"] == "operation"} == {-signal.SIGKILL}
+    for report in reports:
+        assert report["wrong"] == [], report
+        assert report["rows_run"] == 44 - report["rows_there"], report  # nothing that was stored is run again
+        states = ("complete", "is not complete", "manifest.json does not exist")
+        assert any(state in report["half"] for state in states), report
+
+
+def test_a_killed_capture_continues_to_the_same_bytes(tmp_path):
+    reports = killed_captures(tmp_path, 16, 6)
+    check(reports)
+    assert len({report["rows_there"] for report in reports}) >= 3  # the kills fell into several shards
+
+
+@pytest.mark.slow
+def test_a_capture_killed_before_every_single_write_continues_to_the_same_bytes(tmp_path):
+    reports = killed_captures(tmp_path, 10_000, 30)
+    assert len(reports) == reports[0]["of"] + 30
+    check(reports)
+
+
+def test_a_consumer_that_stops_at_any_progress_step_can_continue_to_the_same_bytes(planted, corpus, config, tmp_path):
+    n_steps = len(list(collect(planted(), corpus, tmp_path / "reference", config)))
+    expected = files(tmp_path / "reference")
+    for stop in range(1, n_steps + 1):
+        path = tmp_path / str(stop)
+
+        def interrupted(path=path, stop=stop):
+            for number, _ in enumerate(collect(planted(), corpus, path, config), start=1):
+                if number == stop:
+                    raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            interrupted()
+        done = sum(json.loads(f.read_text())["n_rows"] for f in path.glob("shards/[0-9]*/shard.json"))
+        model = planted()
+        list(collect(model, corpus, path, config))
+        assert model.n_rows_run == 55 - done
+        assert files(path) == expected
+
+
+def test_an_abandoned_iterator_does_not_block_the_next_one(planted, corpus, config, tmp_path):
+    abandoned = collect(planted(), corpus, tmp_path / "s", config)
+    next(abandoned)
+    list(collect(planted(), corpus, tmp_path / "s", config))
+    before = files(tmp_path / "s")
+    list(abandoned)  # goes on, finds every shard there, and completes to the same
+    assert files(tmp_path / "s") == before
+    ActivationStore.open(tmp_path / "s").verify()
+
+
+def test_an_error_in_the_model_leaves_finished_shards_and_the_next_run_continues(planted, corpus, config, tmp_path):
+    list(collect(planted(), corpus, tmp_path / "reference", config))
+    for boundary in range(0, 55, 16):
+        path, model = tmp_path / str(boundary), planted()
+        real = model.capture
+
+        def failing(tokens, sites, model=model, real=real, boundary=boundary):
+            if model.n_rows_run >= boundary:
+                raise RuntimeError("out of memory")
+            return real(tokens, sites)
+
+        model.capture = failing
+        with pytest.raises(RuntimeError, match="out of memory"):
+            list(collect(model, corpus, path, config))
+        assert len(list(path.glob("shards/[0-9]*"))) == boundary // 16
+        again = planted()
+        list(collect(again, corpus, path, config))
+        assert again.n_rows_run == 55 - boundary
+        assert files(path) == files(tmp_path / "reference")

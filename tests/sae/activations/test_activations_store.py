@@ -1,0 +1,255 @@
+"""Reading a store: what comes out is what the model gave, and damage is named."""
+
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from sae.activations.collect import collect
+from sae.activations.corpus import from_texts
+from sae.activations.manifest import CaptureConfig
+from sae.activations.store import ActivationStore
+from sae.errors import ConfigError, FormatError
+from sae.fingerprint import digest_file
+from sae.storage import load_tensors, save_tensors
+
+RESID, MLP = "blocks.1.hook_resid_post", "blocks.1.mlp.hook_post"
+
+
+def brute_force(planted, document_texts, n_rows=55, context=32):
+    """Tokens, document ids and float32 activations by lists and one position at a time."""
+    model, stream = planted(), []
+    for number, text in enumerate(document_texts):
+        stream += [(0, number)] + [(1 + byte, number) for byte in text.encode()]
+    stream = stream[: n_rows * context]
+    acts = {}
+    for width, table in model.tables.items():
+        rows = []
+        for t, (token, _) in enumerate(stream):
+            row = table[token] + 0.3 * model.waves[width][t % context]
+            rows.append(row * (model.boost if token == 0 else 1.0) * (40.0 if t % context == 0 else 1.0))
+        acts[width] = torch.stack(rows)
+    return torch.tensor([token for token, _ in stream]), torch.tensor([number for _, number in stream]), acts
+
+
+@pytest.fixture
+def truth(planted, corpus):
+    return brute_force(planted, [document.text for document in corpus.documents()])
+
+
+@pytest.fixture
+def copy(store, tmp_path):
+    """A copy that may be damaged."""
+    return ActivationStore.open(shutil.copytree(store.path, tmp_path / "copy"))
+
+
+def test_a_store_holds_the_tokens_documents_and_activations_that_a_brute_force_pass_gives(store, truth):
+    tokens, document_ids, acts = truth
+    assert store.n_tokens == 55 * 32
+    assert store.tokens().shape == (55, 32)
+    assert torch.equal(store.tokens().reshape(-1).long(), tokens)
+    assert torch.equal(store.document_ids().reshape(-1).long(), document_ids)
+    everything = torch.arange(store.n_tokens)
+    for site, width in ((RESID, 8), (MLP, 24)):
+        expected = acts[width].to(store.dtype)
+        assert torch.equal(store.gather(site, everything), expected)
+        assert torch.equal(torch.cat(list(store.shards(site))), expected)
+        torch.testing.assert_close(store.norms(site), expected.double().square().sum(1).sqrt().float(), rtol=1e-6, atol=0)
+
+
+def test_gather_equals_indexing_for_any_order_repeats_and_shard_mix(store, truth):
+    acts = truth[2][8].to(store.dtype)
+    generator = torch.Generator().manual_seed(3)
+    for n in (1, 2, 17, 500):
+        index = torch.randint(0, store.n_tokens, (n,), generator=generator)
+        gathered = store.gather(RESID, index)
+        assert gathered.dtype == store.dtype
+        assert torch.equal(gathered, acts[index])
+    assert torch.equal(store.gather(RESID, index.int()), acts[index])
+    assert store.gather(RESID, index[:0]).shape == (0, 8)
+    ends = torch.tensor([store.n_tokens - 1, 0, 16 * 32, 16 * 32 - 1, 0])
+    assert torch.equal(store.gather(RESID, ends), acts[ends])
+
+
+@pytest.mark.parametrize("bad", [-1, 55 * 32])
+def test_gather_refuses_an_index_out_of_range(store, bad):
+    with pytest.raises(ConfigError, match=rf"token_index must be in 0..n_tokens-1=1759, got {bad}"):
+        store.gather(RESID, torch.tensor([0, bad, 5]))
+
+
+def test_mask_is_position_zero_and_six_medians_by_brute_force(store, truth):
+    tokens = truth[0]
+    for site, width in ((RESID, 8), (MLP, 24)):
+        norms = np.linalg.norm(truth[2][width].to(store.dtype).double().numpy(), axis=1)
+        inner = [norms[t] for t in range(store.n_tokens) if t % 32 != 0]
+        median = sorted(inner)[len(inner) // 2] if len(inner) % 2 else sum(sorted(inner)[len(inner) // 2 - 1 : len(inner) // 2 + 1]) / 2
+        expected = torch.tensor([t % 32 != 0 and norms[t] <= 6.0 * median for t in range(store.n_tokens)])
+        assert torch.equal(store.mask(site), expected)
+        inside = (tokens == 0) & (torch.arange(store.n_tokens) % 32 != 0)
+        assert inside.sum() > 10
+        assert not store.mask(site)[inside].any()  # the planted outliers
+        assert store.statistics(site).median_norm == pytest.approx(median, rel=1e-6)
+        assert store.statistics(site).threshold == 6.0 * store.statistics(site).median_norm
+
+
+def test_statistics_are_those_of_numpy_in_float64_over_the_mask(store, truth):
+    for site, width in ((RESID, 8), (MLP, 24)):
+        acts = truth[2][width].to(store.dtype).double().numpy()[store.mask(site).numpy()]
+        measured = store.statistics(site)
+        mean = acts.mean(axis=0)
+        assert measured.n == len(acts)
+        np.testing.assert_allclose(measured.mean.numpy(), mean, rtol=1e-12, atol=1e-13)
+        assert measured.mean_norm == pytest.approx(np.linalg.norm(acts, axis=1).mean(), rel=1e-6)
+        assert measured.mean_centred_norm == pytest.approx(np.linalg.norm(acts - mean, axis=1).mean(), rel=1e-12)
+        assert measured.total_variance == pytest.approx(acts.var(axis=0).sum(), rel=1e-12)
+        np.testing.assert_allclose(store.covariance(site).numpy(), np.cov(acts.T, bias=True), rtol=1e-10, atol=1e-12)
+
+
+def test_a_wide_vocabulary_is_stored_in_32_bits(planted, tmp_path, config):
+    model = planted(d_vocab=70_000)
+    model.tables = {width: torch.randn(70_000, width) for width in (8, 24)}
+    model.tokenize = lambda texts: [[65_536 + len(text)] * len(text) for text in texts]
+    list(collect(model, from_texts(["a" * 1000, "b" * 900]), tmp_path / "s", config))
+    assert ActivationStore.open(tmp_path / "s").tokens().max() == 65_536 + 1000
+
+
+def test_disk_use_is_within_a_hundredth_of_the_activations_themselves(planted, tmp_path):
+    model = planted()
+    model.shape = model.shape.__class__(**{**model.shape.__dict__, "d_model": 576, "n_ctx": 128})
+    table = torch.randn(300, 576)
+    model.capture = lambda tokens, sites, edits=(): dict.fromkeys(sites, table[tokens])
+    config = CaptureConfig(sites=(RESID,), n_tokens=64 * 128, rows_per_shard=32)
+    list(collect(model, from_texts(["abcdefgh" * 2000]), tmp_path / "s", config))
+    used = sum(file.stat().st_size for file in (tmp_path / "s" / "shards").rglob("*") if file.is_file())
+    assert used <= 1.01 * 64 * 128 * 576 * 2
+
+
+def test_opening_reads_the_manifest_only_and_a_batch_reads_one_file_per_shard(planted, tmp_path, monkeypatch):
+    config = CaptureConfig(sites=(RESID,), n_tokens=500 * 2 * 16, context=16, rows_per_shard=2, rows_per_batch=2)
+    monkeypatch.setattr("os.fsync", lambda handle: None)
+    list(collect(planted(), from_texts(["some words " * 1600]), tmp_path / "s", config))
+    opened = []
+    monkeypatch.setattr(
+        "sae.activations.store.map_tensors",
+        lambda path, real=ActivationStore.open.__globals__["map_tensors"]: opened.append(path) or real(path),
+    )
+    store = ActivationStore.open(tmp_path / "s")
+    assert len(store.manifest.shards) == 500
+    assert opened == []
+    store.gather(RESID, torch.tensor([0, 16 * 2 * 499, 5]))
+    assert [path.parent.name for path in opened] == ["00000", "00499"]
+
+
+def test_verify_passes_on_a_sound_store_and_the_digest_names_its_contents(store, copy):
+    store.verify()
+    assert copy.digest == store.digest
+    assert len(store.digest) == 64
+    assert "1,760 tokens of letters through planted" in repr(store)
+
+
+@pytest.mark.parametrize("name", ["tokens", RESID])
+def test_one_changed_byte_is_found_by_verify_which_names_the_file(copy, name):
+    file = copy.path / "shards" / "00002" / f"{name}.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-5] ^= 1
+    file.write_bytes(data)
+    reopened = ActivationStore.open(copy.path)
+    with pytest.raises(FormatError, match=rf"00002/{re.escape(name)}.safetensors is damaged: its SHA-256"):
+        reopened.verify()
+
+
+def test_a_truncated_or_missing_shard_is_named_when_the_store_is_opened(copy):
+    file = copy.path / "shards" / "00003" / f"{MLP}.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(
+        FormatError, match=r"00003/blocks.1.mlp.hook_post.safetensors is truncated or damaged: it has \d+ bytes, \d+ were written"
+    ):
+        ActivationStore.open(copy.path)
+    file.unlink()
+    with pytest.raises(FormatError, match=r"00003/blocks.1.mlp.hook_post.safetensors does not exist"):
+        ActivationStore.open(copy.path)
+
+
+def rewrite_acts(copy, index, change):
+    """Change one site's stored activations together with every checksum, as a faulty writer would have."""
+    folder = copy.path / "shards" / f"{index:05d}"
+    file = folder / f"{RESID}.safetensors"
+    tensors = load_tensors(file)
+    save_tensors(file, change(tensors))
+    for record_file, locate in ((folder / "shard.json", lambda d: d), (copy.path / "manifest.json", lambda d: d["shards"][index])):
+        data = json.loads(record_file.read_text())
+        locate(data)["files"][file.name] = {"n_bytes": file.stat().st_size, "sha256": digest_file(file)}
+        record_file.write_text(json.dumps(data))
+
+
+def test_a_stored_nan_with_right_checksums_is_found_by_verify(copy):
+    def poison(tensors):
+        tensors["acts"][5 * 32 + 7, 2] = float("nan")
+        return tensors
+
+    rewrite_acts(copy, 1, poison)
+    with pytest.raises(
+        FormatError, match=r"blocks.1.hook_resid_post has NaN or infinite activations at 1 tokens here, the first in row 21, position 7"
+    ):
+        ActivationStore.open(copy.path).verify()
+
+
+def test_a_shard_of_another_shape_with_right_checksums_is_found_by_verify(copy):
+    rewrite_acts(copy, 1, lambda tensors: {"acts": tensors["acts"][:, :7], "norms": tensors["norms"]})
+    with pytest.raises(FormatError, match=r"00001/blocks.1.hook_resid_post.safetensors must hold .*8.*it holds .*7"):
+        ActivationStore.open(copy.path).verify()
+
+
+def test_a_shard_record_that_disagrees_with_the_manifest_is_found_by_verify(copy):
+    file = copy.path / "shards" / "00000" / "shard.json"
+    file.write_text(file.read_text().replace('"n_rows": 16', '"n_rows": 15'))
+    with pytest.raises(FormatError, match=r"00000/shard.json does not say what the manifest says"):
+        ActivationStore.open(copy.path).verify()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d.update(schema=2), r"manifest.json has schema 2, this version reads activation stores of schema 1"),
+        (lambda d: d.pop("corpus"), r"manifest.json is damaged: missing key 'corpus'"),
+        (lambda d: d.update(colour="red"), r"manifest.json is damaged: unknown key 'colour'"),
+        (lambda d: d["capture"].update(context="32"), r"manifest.json is damaged: Manifest.capture.context must be of type int"),
+        (lambda d: d.update(complete=False), r"is not complete: 4 of 4 shards are there; run the same capture again"),
+    ],
+)
+def test_a_manifest_that_is_not_right_is_an_error_that_says_why(copy, change, message):
+    file = copy.path / "manifest.json"
+    data = json.loads(file.read_text())
+    change(data)
+    file.write_text(json.dumps(data))
+    with pytest.raises(FormatError, match=message):
+        ActivationStore.open(copy.path)
+
+
+def test_a_folder_that_is_no_store_is_an_error_that_names_it(tmp_path):
+    with pytest.raises(FormatError, match=r"manifest.json does not exist"):
+        ActivationStore.open(tmp_path)
+
+
+def test_a_store_of_another_model_is_refused_when_the_model_is_named(store):
+    assert ActivationStore.open(store.path, model_digest="d" * 64).digest == store.digest
+    with pytest.raises(FormatError, match=r"was captured from planted with digest d{64}, not from e{64}"):
+        ActivationStore.open(store.path, model_digest="e" * 64)
+
+
+@pytest.mark.parametrize("method", ["mask", "statistics", "norms", "covariance", "site"])
+def test_an_unknown_site_is_an_error_that_names_the_captured_ones(store, method):
+    with pytest.raises(
+        ConfigError, match=r"site must be one of blocks.1.hook_resid_post, blocks.1.mlp.hook_post, got 'blocks.2.hook_resid_post'"
+    ):
+        getattr(store, method)("blocks.2.hook_resid_post")
+
+
+def test_a_site_value_is_as_good_as_its_name(store):
+    site = store.site(MLP)
+    assert (site.width, site.layer) == (24, 1)
+    assert torch.equal(store.mask(site), store.mask(MLP))
+    assert torch.equal(store.gather(site, torch.tensor([3])), store.gather(MLP, torch.tensor([3])))
