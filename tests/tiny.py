@@ -14,7 +14,8 @@ to its people. A dog is an animal, and a robin is a bird; birds can fly, but dog
 
 
 @functools.cache
-def _tokenizer():
+def tiny_tokenizer():
+    """A byte-level BPE tokenizer of 400 tokens with <|endoftext|> = 0 and <|bos|> = 1, trained in memory."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -40,7 +41,7 @@ def tiny_hf_model(
     """A Hugging Face model, not wrapped: 4 heads (2 key heads in llama), all weights random and none zero, biases and gains included."""
     from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-    d_vocab = len(_tokenizer())
+    d_vocab = len(tiny_tokenizer())
     if architecture == "llama":
         heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
         sizes = {"hidden_size": d_model, "intermediate_size": 2 * d_model, "num_hidden_layers": n_layers, "vocab_size": d_vocab}
@@ -66,4 +67,4 @@ def tiny_language_model(
 ) -> LanguageModel:
     """A LanguageModel with random weights and a byte-level BPE tokenizer of 400 tokens at most; the same seed gives the same model."""
     model = tiny_hf_model(seed, dtype, d_model, n_layers, architecture)
-    return LanguageModel.load(model, tokenizer=_tokenizer())
+    return LanguageModel.load(model, tokenizer=tiny_tokenizer())

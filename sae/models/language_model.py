@@ -8,7 +8,6 @@ The weights are raw: nothing folded, so activations and logits are those of the 
 import copy
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
 
 import torch
 from jaxtyping import Float, Int
@@ -17,12 +16,9 @@ from torch import Tensor
 from sae.errors import ConfigError
 from sae.fingerprint import digest_tensors
 from sae.models.edits import Edit
-from sae.models.loading import load_pretrained
+from sae.models.loading import PreTrainedModel, PreTrainedTokenizerBase, load_pretrained
 from sae.models.sites import ModelShape, Site
 from sae.models.transformer_lens import Bridge, Hook, weights
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 __all__ = ["Edit", "LanguageModel", "ModelShape", "Site", "default_dtype"]
 
@@ -34,7 +30,7 @@ class LanguageModel:
     what its edits hold. Attention is eager, so memory grows with the square of the context. Threads may share a model: passes take turns.
     """
 
-    def __init__(self, bridge: Bridge, tokenizer: "PreTrainedTokenizerBase", *, name: str, digest: str) -> None:
+    def __init__(self, bridge: Bridge, tokenizer: PreTrainedTokenizerBase, *, name: str, digest: str) -> None:
         self._bridge = bridge
         self.tokenizer = tokenizer
         self.name = name
@@ -43,12 +39,12 @@ class LanguageModel:
     @classmethod
     def load(
         cls,
-        source: "str | Path | PreTrainedModel",
+        source: str | Path | PreTrainedModel,
         *,
-        tokenizer: "PreTrainedTokenizerBase | None" = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
         dtype: torch.dtype | None = None,
         device: str | torch.device = "cpu",
-    ) -> Self:
+    ) -> "LanguageModel":
         """The model at `source`: a folder written by `save_pretrained`, a `.gguf` file, a hub name, or a loaded Hugging Face model (with
         `tokenizer`), which is changed in place: wrapped, cast, moved.
 
@@ -193,7 +189,7 @@ class LanguageModel:
 def norm_gain(norm: torch.nn.Module, d_model: int) -> tuple[Float[Tensor, " d_model"], bool]:
     """The gain of a norm layer (float32), and whether it subtracts the mean: measured, so that no convention of storing it matters.
 
-        N(x) = gain * (x - mean(x)?) / scale(x) + bias,       so with mean(x) = 0:  gain = (N(x) - N(-x)) / (2 x) * rms(x)
+    N(x) = gain * (x - mean(x)?) / scale(x) + bias,       so with mean(x) = 0:  gain = (N(x) - N(-x)) / (2 x) * rms(x)
     """
     parameter = next(norm.parameters())
     sign = 1.0 - 2.0 * (torch.arange(d_model) % 2)

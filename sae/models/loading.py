@@ -7,7 +7,7 @@ import contextlib
 import io
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -15,17 +15,19 @@ from sae.errors import ConfigError, FormatError, SaeError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+else:
+    PreTrainedModel = PreTrainedTokenizerBase = Any  # the library takes seconds to import
 
 
 class LoadedModel(NamedTuple):
     """A model as it was published: its own dtype, on the CPU, not yet wrapped."""
 
-    model: "PreTrainedModel"
-    tokenizer: "PreTrainedTokenizerBase"
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
     name: str
 
 
-def load_pretrained(source: str | Path, *, tokenizer: "PreTrainedTokenizerBase | None" = None) -> LoadedModel:
+def load_pretrained(source: str | Path, *, tokenizer: PreTrainedTokenizerBase | None = None) -> LoadedModel:
     """The model and tokenizer at `source`.
 
     Raises FormatError for a file or folder that holds no such model, ConfigError for a path that does not exist, SaeError for a hub name
@@ -43,7 +45,7 @@ def load_pretrained(source: str | Path, *, tokenizer: "PreTrainedTokenizerBase |
     return _from_hub(source, tokenizer)
 
 
-def _from_folder(path: Path, tokenizer: "PreTrainedTokenizerBase | None") -> LoadedModel:
+def _from_folder(path: Path, tokenizer: PreTrainedTokenizerBase | None) -> LoadedModel:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     try:
@@ -55,7 +57,7 @@ def _from_folder(path: Path, tokenizer: "PreTrainedTokenizerBase | None") -> Loa
     return LoadedModel(model, tokenizer, path.resolve().name)
 
 
-def _from_gguf(path: Path, tokenizer: "PreTrainedTokenizerBase | None") -> LoadedModel:
+def _from_gguf(path: Path, tokenizer: PreTrainedTokenizerBase | None) -> LoadedModel:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     place = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name, "local_files_only": True}
@@ -69,7 +71,7 @@ def _from_gguf(path: Path, tokenizer: "PreTrainedTokenizerBase | None") -> Loade
     return LoadedModel(model, tokenizer, path.stem)
 
 
-def _from_hub(name: str, tokenizer: "PreTrainedTokenizerBase | None") -> LoadedModel:
+def _from_hub(name: str, tokenizer: PreTrainedTokenizerBase | None) -> LoadedModel:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     try:
@@ -81,7 +83,7 @@ def _from_hub(name: str, tokenizer: "PreTrainedTokenizerBase | None") -> LoadedM
     return LoadedModel(model, tokenizer, name)
 
 
-def forget_quantization_(model: "PreTrainedModel") -> None:
+def forget_quantization_(model: PreTrainedModel) -> None:
     """Make a model read from GGUF an ordinary one: its weights are dequantised already, only the marks that forbid `save_pretrained` go."""
     for attribute, value in (("hf_quantizer", None), ("is_quantized", False), ("quantization_method", None)):
         setattr(model, attribute, value)

@@ -1,6 +1,6 @@
 """Packing: documents of tokens, end to end, cut into rows of a fixed length. No padding, no token lost but the last incomplete row.
 
-    stream = sep d_0 d_0 d_0 sep d_1 d_1 ...        row i = [bos] stream[i * n : (i + 1) * n]        n = context - (1 if bos else 0)
+stream = sep d_0 d_0 d_0 sep d_1 d_1 ...        row i = [bos] stream[i * n : (i + 1) * n]        n = context - (1 if bos else 0)
 """
 
 from collections.abc import Iterable, Iterator, Sequence

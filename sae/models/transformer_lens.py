@@ -6,6 +6,8 @@ Everything here that is less obvious than it looks:
   ones (nothing folded, no compatibility mode), so logits and activations are those of the model as published.
 * The bridge gets no tokenizer: it is only ever given tensors.
 * A pass that captures is stopped by the last wanted activation itself: `stop_at_layer` cannot stop after the last block.
+* TransformerLens reads resid_mid where the second norm does, beside the residual stream: what a hook returns there reaches the MLP only. An
+  edit of resid_mid is therefore carried on to resid_post, where the skip connection would have brought it.
 * A pass that resumes skips the blocks before the resumption: `start_at_layer` runs them and discards what they give.
 """
 
@@ -13,16 +15,14 @@ import contextlib
 import functools
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sae.errors import ConfigError, SaeError
+from sae.models.loading import PreTrainedModel
 from sae.models.sites import ModelShape, Site
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 Hook = Callable[[Tensor], Tensor | None]
 
@@ -30,7 +30,7 @@ Hook = Callable[[Tensor], Tensor | None]
 class Bridge:
     """A causal language model that can be hooked at `Site`s. One forward pass at a time: hooks belong to the wrapped model."""
 
-    def __init__(self, model: "PreTrainedModel") -> None:
+    def __init__(self, model: PreTrainedModel) -> None:
         """Wraps `model` in place: evaluation mode, eager attention, no gradients of weights.
 
         Raises ConfigError when TransformerLens does not know the architecture, or when the model is already wrapped.
@@ -59,7 +59,7 @@ class Bridge:
 
     def logits(self, tokens: Tensor, hooks: Sequence[tuple[Site, Hook]]) -> Tensor:
         """Logits [batch, context, d_vocab]; each hook gets its site's activations [batch, context, width] and may return others."""
-        with self._lock, self._hooked(hooks):
+        with self._lock, self._hooked(_carried(hooks)):
             return self._bridge.forward(tokens, return_type="logits", use_cache=False)
 
     def capture(self, tokens: Tensor, sites: Sequence[Site], hooks: Sequence[tuple[Site, Hook]]) -> dict[Site, Tensor]:
@@ -77,7 +77,7 @@ class Bridge:
 
             return hook
 
-        with self._lock, self._hooked([*hooks, *((site, keep(site)) for site in wanted)]):
+        with self._lock, self._hooked([*_carried(hooks), *((site, keep(site)) for site in wanted)]):
             self._bridge.forward(tokens, return_type=None, use_cache=False)
         if len(captured) != len(wanted):
             silent = ", ".join(sorted(site.name for site in wanted - set(captured)))
@@ -144,6 +144,32 @@ class Bridge:
         return self.model.get_output_embeddings().weight
 
 
+def _carried(hooks: Sequence[tuple[Site, Hook]]) -> list[tuple[Site, Hook]]:
+    """The hooks, and before them at resid_post one for each at resid_mid that adds there what it changed."""
+    late: list[tuple[Site, Hook]] = []
+    same: list[tuple[Site, Hook]] = []
+    for site, hook in hooks:
+        if site.kind != "resid_mid":
+            same.append((site, hook))
+            continue
+        changes: list[Tensor] = []
+        same.append((site, functools.partial(_record_change, hook, changes)))
+        post = Site(name=site.name.replace("resid_mid", "resid_post"), layer=site.layer, kind="resid_post", width=site.width)
+        late.append((post, functools.partial(_add_change, changes)))
+    return late + same
+
+
+def _record_change(hook: Hook, changes: list[Tensor], acts: Tensor) -> Tensor | None:
+    result = hook(acts)
+    if result is not None:
+        changes.append(result - acts)
+    return result
+
+
+def _add_change(changes: list[Tensor], acts: Tensor) -> Tensor | None:
+    return acts + changes.pop() if changes else None
+
+
 def _flat(site: Site, hook: Hook) -> Callable[..., Tensor | None]:
     """The hook in TransformerLens' form, which sees heads (z is [batch, context, n_heads, d_head] there) laid end to end."""
 
@@ -156,7 +182,7 @@ def _flat(site: Site, hook: Hook) -> Callable[..., Tensor | None]:
     return flat
 
 
-def _shape(config: Any, model: "PreTrainedModel") -> ModelShape:
+def _shape(config: Any, model: PreTrainedModel) -> ModelShape:
     unembedding = model.get_output_embeddings()
     if unembedding is None:
         raise ConfigError(f"{type(model).__name__} has no output embedding; a causal language model is needed")
@@ -171,7 +197,7 @@ def _shape(config: Any, model: "PreTrainedModel") -> ModelShape:
     )
 
 
-def weights(model: "PreTrainedModel") -> Mapping[str, Tensor]:
+def weights(model: PreTrainedModel) -> Mapping[str, Tensor]:
     """The model's weights by name, tied ones once, before anything wraps it."""
     saved = model.state_dict()
     buffers = {name: tensor for name, tensor in model.named_buffers() if name in saved}

@@ -1,0 +1,71 @@
+"""Packing, against a plain list that concatenates everything first."""
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sae.errors import ConfigError
+from sae.models.tokens import offsets_in_document, pack
+
+DOCUMENTS = st.lists(st.tuples(st.integers(0, 50), st.lists(st.integers(5, 99), max_size=30)), max_size=12)
+
+
+def plain(documents, context, separator_id, bos_id):
+    """The stream as one list of (token, document id), then cut."""
+    stream = []
+    for document_id, tokens in documents:
+        if tokens:
+            stream += [(t, document_id) for t in ([] if separator_id is None else [separator_id]) + tokens]
+    room = context - (bos_id is not None)
+    rows = [stream[i : i + room] for i in range(0, len(stream) - room + 1, room)]
+    return [([(bos_id, row[0][1])] if bos_id is not None else []) + row for row in rows]
+
+
+@given(DOCUMENTS, st.integers(2, 17), st.sampled_from([None, 0]), st.sampled_from([None, 1]))
+def test_packing_equals_cutting_the_concatenation(documents, context, separator_id, bos_id):
+    rows = list(pack(documents, context=context, separator_id=separator_id, bos_id=bos_id))
+    assert [list(zip(row.tokens.tolist(), row.document_ids.tolist(), strict=True)) for row in rows] == plain(
+        documents, context, separator_id, bos_id
+    )
+
+
+@given(DOCUMENTS, st.integers(2, 17))
+def test_no_token_is_lost_but_the_last_incomplete_row(documents, context):
+    rows = list(pack(documents, context=context, separator_id=0, bos_id=None))
+    packed = [t for row in rows for t in row.tokens.tolist() if t != 0]
+    tokens = [t for _, document in documents for t in document]
+    assert packed == tokens[: len(packed)]
+    assert len(tokens) + sum(bool(document) for _, document in documents) - len(rows) * context < context
+
+
+def test_a_bos_opens_each_row_and_a_separator_each_document():
+    rows = list(pack([(7, [10, 11, 12]), (8, [20]), (9, []), (3, [30, 31])], context=4, separator_id=0, bos_id=1))
+    assert [row.tokens.tolist() for row in rows] == [[1, 0, 10, 11], [1, 12, 0, 20], [1, 0, 30, 31]]
+    assert [row.document_ids.tolist() for row in rows] == [[7, 7, 7, 7], [7, 7, 8, 8], [3, 3, 3, 3]]
+
+
+def test_packing_streams_an_endless_corpus():
+    endless = ((i, [i % 90 + 5] * 3) for i in itertools.count())
+    rows = list(itertools.islice(pack(endless, context=5, separator_id=0, bos_id=None), 4))
+    assert len(rows) == 4
+    assert next(endless)[0] < 8
+
+
+def test_packing_twice_gives_the_same_rows():
+    documents = [(i, list(range(5, 5 + i))) for i in range(20)]
+    first, second = (torch.stack([row.tokens for row in pack(documents, context=8, separator_id=0, bos_id=None)]) for _ in range(2))
+    assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize(("context", "bos_id"), [(0, None), (1, 1), (-3, None)])
+def test_a_context_without_room_is_refused_before_anything_is_read(context, bos_id):
+    with pytest.raises(ConfigError, match=f"context must be at least .*got {context}"):
+        pack([], context=context, separator_id=0, bos_id=bos_id)
+
+
+def test_offsets_count_from_the_document_start_within_a_row():
+    ids = torch.tensor([[4, 4, 4, 5, 5, 4], [4, 6, 6, 6, 7, 7]])
+    assert offsets_in_document(ids).tolist() == [[0, 1, 2, 0, 1, 0], [0, 0, 1, 2, 0, 1]]
