@@ -7,7 +7,7 @@ With TopK this is the k-sparse autoencoder of Makhzani & Frey 2013 (1312.5663) i
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Self, final
+from typing import Any, final
 
 import torch
 from jaxtyping import Float, Int
@@ -61,12 +61,14 @@ class Autoencoder(Dictionary):
         values, indices = kernels.encode(x, self.b_dec, self.W_enc, self.b_enc, self.config.activation)
         return SparseCodes.positive(indices, values, self.d_sae)
 
-    def pre_acts(self, x: Float[Tensor, "n d_in"], latents: Int[Tensor, "m"]) -> Float[Tensor, "n m"]:
-        """Pre-activations (x - b_dec) W_enc + b_enc of some latents; differentiable."""
+    def pre_acts(
+        self, x: Float[Tensor, "n d_in"], residual: Float[Tensor, "n d_in"], latents: Int[Tensor, "m"]
+    ) -> Float[Tensor, "n m"]:
+        """Pre-activations (x - b_dec) W_enc + b_enc of the given latents; the residual plays no part."""
         return torch.addmm(self.b_enc[latents], x - self.b_dec, self.W_enc.T[latents].T)
 
     @torch.no_grad()
-    def fold(self) -> Self:
+    def fold(self) -> "Autoencoder":
         """The same function on activations with identity scaling: b_enc' = b_enc / scale, b_dec' = b_dec / scale + mean, weights unchanged."""
         scaling = self.scaling
         folded = Autoencoder(self.config, provenance=self.provenance).to(self.W_dec)

@@ -8,10 +8,10 @@ Public methods take and return activations of the language model; the scaling is
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from sae.dictionaries import kernels
@@ -21,6 +21,7 @@ from sae.errors import ConfigError
 from sae.fingerprint import digest, digest_tensors, to_json
 
 
+@runtime_checkable
 class DictionaryConfig(Protocol):
     """What every dictionary's configuration has."""
 
@@ -81,7 +82,13 @@ class Dictionary(nn.Module, ABC):
         """Codes of scaled activations; differentiable."""
 
     @abstractmethod
-    def fold(self) -> Self:
+    def pre_acts(
+        self, x: Float[Tensor, "n d_in"], residual: Float[Tensor, "n d_in"], latents: Int[Tensor, "m"]
+    ) -> Float[Tensor, "n m"]:
+        """What the given latents would answer if they were asked, for x and what the active ones left of it; differentiable in the parameters."""
+
+    @abstractmethod
+    def fold(self) -> "Dictionary":
         """A dictionary with identity scaling, equal `forward`, and codes in activation units: codes.values / scaling.scale.
 
         Exact because every encoder here is positively homogeneous in (x, biases).
@@ -104,6 +111,11 @@ class Dictionary(nn.Module, ABC):
         if codes.d_sae != self.d_sae:
             raise ConfigError(f"codes must be over d_sae={self.d_sae} latents, got {codes.d_sae} ({type(self).__name__})")
         return kernels.weighted_rows(codes.values.to(self.W_dec.dtype), codes.indices, self.W_dec) + self.b_dec
+
+    def residual(self, x: Float[Tensor, "n d_in"]) -> tuple[Float[Tensor, "n d_in"], SparseCodes]:
+        """(x - x_hat, codes) of scaled activations: what training differentiates."""
+        codes = self.code(x)
+        return x - self.reconstruct(codes), codes
 
     def scaled(self, acts: Float[Tensor, "n d_in"]) -> Float[Tensor, "n d_in"]:
         """x = scaling.apply(acts), after checking the width and that every value is finite."""

@@ -12,7 +12,7 @@ pursuit converges to the projection on the atoms' span: for D = I and x = -e_1 p
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Self, final
+from typing import Any, Literal, NamedTuple, final
 
 import torch
 from jaxtyping import Float, Int
@@ -114,8 +114,14 @@ class MatchingPursuit(Dictionary):
         path = kernels.pursue(x - self.b_dec, self.W_dec, self.config.k, None, self.config.selection == "signed")
         return path.residual, SparseCodes(path.indices, path.values, path.counts, self.d_sae)
 
+    def pre_acts(
+        self, x: Float[Tensor, "n d_in"], residual: Float[Tensor, "n d_in"], latents: Int[Tensor, "m"]
+    ) -> Float[Tensor, "n m"]:
+        """Correlations d_j . residual of the given atoms with what pursuit left over; x plays no part."""
+        return residual @ self.W_dec[latents].T
+
     @torch.no_grad()
-    def fold(self) -> Self:
+    def fold(self) -> "MatchingPursuit":
         """The same function on activations with identity scaling: b_dec' = b_dec / scale + mean, atoms unchanged."""
         folded = MatchingPursuit(self.config, provenance=self.provenance).to(self.W_dec)
         folded.W_dec.copy_(self.W_dec)
@@ -133,7 +139,7 @@ class MatchingPursuit(Dictionary):
         return Pursuit(SparseCodes(path.indices, path.values, path.counts, self.d_sae), path.energies)
 
     def _check_norms(self) -> None:
-        norms = torch.linalg.vector_norm(self.W_dec.detach(), dim=1, dtype=torch.float32)
+        norms = torch.linalg.vector_norm(self.W_dec.detach(), dim=1)
         worst = int((norms - 1).abs().argmax())
         if not abs(float(norms[worst]) - 1) <= NORM_TOLERANCE:
             raise ConfigError(f"atoms must have unit norm, got {float(norms[worst]):.4g} for latent {worst}; call normalise_() (MatchingPursuit)")
