@@ -1,6 +1,7 @@
 """Tiny random language models with a real tokenizer: built in memory, no network, a tenth of a second."""
 
 import functools
+import json
 import tempfile
 from typing import Literal
 
@@ -68,3 +69,58 @@ def tiny_language_model(
     """A LanguageModel with random weights and a byte-level BPE tokenizer of 400 tokens at most; the same seed gives the same model."""
     model = tiny_hf_model(seed, dtype, d_model, n_layers, architecture)
     return LanguageModel.load(model, tokenizer=tiny_tokenizer())
+
+
+def write_gguf(path, model, tokenizer):
+    """A GGUF file as llama.cpp writes it: its own tensor names, rotary halves of q and k interleaved."""
+    import gguf
+
+    config = model.config
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_vocab_size(config.vocab_size)
+    tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(tokens)
+    writer.add_token_types([3, 3, *[1] * (len(tokens) - 2)])
+    writer.add_token_merges(_merges(tokenizer))
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(0)
+    names = {
+        "self_attn.q_proj": ("attn_q", config.num_attention_heads),
+        "self_attn.k_proj": ("attn_k", config.num_key_value_heads),
+        "self_attn.v_proj": ("attn_v", None),
+        "self_attn.o_proj": ("attn_output", None),
+        "mlp.gate_proj": ("ffn_gate", None),
+        "mlp.up_proj": ("ffn_up", None),
+        "mlp.down_proj": ("ffn_down", None),
+        "input_layernorm": ("attn_norm", None),
+        "post_attention_layernorm": ("ffn_norm", None),
+    }
+    weights = model.state_dict()
+    writer.add_tensor("token_embd.weight", weights["model.embed_tokens.weight"].numpy())
+    writer.add_tensor("output_norm.weight", weights["model.norm.weight"].numpy())
+    writer.add_tensor("output.weight", weights["lm_head.weight"].numpy())
+    for layer in range(config.num_hidden_layers):
+        for theirs, (ours, heads) in names.items():
+            weight = weights[f"model.layers.{layer}.{theirs}.weight"]
+            if heads:
+                weight = weight.reshape(heads, 2, -1, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
+            writer.add_tensor(f"blk.{layer}.{ours}.weight", weight.contiguous().numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _merges(tokenizer):
+    merges = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
+    return [" ".join(merge) if isinstance(merge, list) else merge for merge in merges]

@@ -5,11 +5,13 @@ A folder or a file never touches the network. A name does what the Hugging Face 
 
 import contextlib
 import io
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError
 
 from sae.errors import ConfigError, FormatError, SaeError
 
@@ -17,6 +19,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 else:
     PreTrainedModel = PreTrainedTokenizerBase = Any  # the library takes seconds to import
+
+
+UNREADABLE = (OSError, ValueError, KeyError, IndexError, RuntimeError, struct.error, SafetensorError)
+"""What the Hugging Face library raises for files that are missing, damaged or of another kind (NotImplementedError is a RuntimeError)."""
 
 
 class LoadedModel(NamedTuple):
@@ -52,7 +58,7 @@ def _from_folder(path: Path, tokenizer: PreTrainedTokenizerBase | None) -> Loade
         with quiet():
             model = AutoModelForCausalLM.from_pretrained(path, dtype="auto", local_files_only=True, attn_implementation="eager")
             tokenizer = tokenizer or AutoTokenizer.from_pretrained(path, local_files_only=True)
-    except (OSError, ValueError) as error:
+    except UNREADABLE as error:
         raise FormatError(f"{path} does not hold a causal language model with its tokenizer: {error}") from error
     return LoadedModel(model, tokenizer, path.resolve().name)
 
@@ -65,7 +71,7 @@ def _from_gguf(path: Path, tokenizer: PreTrainedTokenizerBase | None) -> LoadedM
         with quiet(), contextlib.redirect_stderr(io.StringIO()):  # the progress bar of the dequantisation has no switch
             model = AutoModelForCausalLM.from_pretrained(**place, dtype=torch.float32, attn_implementation="eager")
             tokenizer = tokenizer or AutoTokenizer.from_pretrained(**place)
-    except (OSError, ValueError, NotImplementedError) as error:
+    except UNREADABLE as error:
         raise FormatError(f"{path} cannot be read as a GGUF causal language model: {error}") from error
     forget_quantization_(model)
     return LoadedModel(model, tokenizer, path.stem)
@@ -78,7 +84,7 @@ def _from_hub(name: str, tokenizer: PreTrainedTokenizerBase | None) -> LoadedMod
         with quiet():
             model = AutoModelForCausalLM.from_pretrained(name, dtype="auto", attn_implementation="eager")
             tokenizer = tokenizer or AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
+    except UNREADABLE as error:
         raise SaeError(f"the model {name!r} is neither a folder here nor can it be had from the Hugging Face hub: {error}") from error
     return LoadedModel(model, tokenizer, name)
 
