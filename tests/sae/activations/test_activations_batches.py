@@ -160,7 +160,6 @@ def test_the_fitted_scaling_is_that_of_the_masked_activations(store):
         ({"batch_size": 10_000}, r"batch_size must be in 1..\d+, the number of usable tokens, got 10000"),
         ({"seed": -1}, r"seed must be at least 0, got -1"),
         ({"skip": -1}, r"skip and n_batches must be at least 0, got skip=-1"),
-        ({"split": "test"}, r"split must be 'train' or 'held_out', got 'test'"),
         ({"held_out": 1.0}, r"held_out must be above 0 and below 1, got 1.0"),
         ({"held_out": 0.0, "split": "held_out"}, r"held_out must be above 0 and below 1, got 0.0"),
     ],

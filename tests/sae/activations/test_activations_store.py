@@ -3,6 +3,9 @@
 import json
 import re
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +17,7 @@ from sae.activations.manifest import CaptureConfig
 from sae.activations.store import ActivationStore
 from sae.errors import ConfigError, FormatError
 from sae.fingerprint import digest_file
-from sae.storage import load_tensors, save_tensors
+from sae.storage import load_tensors, map_tensors, save_tensors
 
 RESID, MLP = "blocks.1.hook_resid_post", "blocks.1.mlp.hook_post"
 
@@ -132,10 +135,7 @@ def test_opening_reads_the_manifest_only_and_a_batch_reads_one_file_per_shard(pl
     monkeypatch.setattr("os.fsync", lambda handle: None)
     list(collect(planted(), from_texts(["some words " * 1600]), tmp_path / "s", config))
     opened = []
-    monkeypatch.setattr(
-        "sae.activations.store.map_tensors",
-        lambda path, real=ActivationStore.open.__globals__["map_tensors"]: opened.append(path) or real(path),
-    )
+    monkeypatch.setattr("sae.activations.store.map_tensors", lambda path: opened.append(path) or map_tensors(path))
     store = ActivationStore.open(tmp_path / "s")
     assert len(store.manifest.shards) == 500
     assert opened == []
@@ -253,3 +253,35 @@ def test_a_site_value_is_as_good_as_its_name(store):
     assert (site.width, site.layer) == (24, 1)
     assert torch.equal(store.mask(site), store.mask(MLP))
     assert torch.equal(store.gather(site, torch.tensor([3])), store.gather(MLP, torch.tensor([3])))
+
+
+WRONG_CHOICES = """
+import sys
+from sae.activations import ActivationStore, CaptureConfig
+store = ActivationStore.open(sys.argv[1])
+for call in (
+    lambda: CaptureConfig(sites=("a",), n_tokens=1, dtype="float16"),
+    lambda: CaptureConfig(sites=("a",), n_tokens=1, if_short="maybe"),
+    lambda: CaptureConfig(sites="blocks.1.hook_resid_post", n_tokens=1),
+    lambda: store.batches(store.site_names[0], batch_size=8, seed=0, split="test"),
+):
+    try:
+        call()
+    except ValueError as error:
+        print(type(error).__name__, error)
+print([name for name in ("transformer_lens", "transformers", "datasets") if name in sys.modules])
+"""
+
+
+def test_choices_that_do_not_exist_are_named_and_reading_loads_no_language_model(store):
+    """In a process of its own, where nothing but the code itself checks the types."""
+    command = [sys.executable, "-c", WRONG_CHOICES, str(store.path)]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[3]).stdout.splitlines()
+    expected = [
+        "ConfigError dtype must be one of bfloat16, float32, got 'float16' (CaptureConfig)",
+        "ConfigError if_short must be 'error' or 'accept', got 'maybe' (CaptureConfig)",
+        "ConfigError sites must be a tuple of at least one site name, got 'blocks.1.hook_resid_post' (CaptureConfig)",
+        f"ConfigError split must be 'train' or 'held_out', got 'test' ({store.path})",
+        "[]",
+    ]
+    assert lines == expected
