@@ -6,7 +6,7 @@ With TopK this is the k-sparse autoencoder of Makhzani & Frey 2013 (1312.5663) i
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, final
 
 import torch
@@ -66,6 +66,13 @@ class Autoencoder(Dictionary):
     ) -> Float[Tensor, "n m"]:
         """Pre-activations (x - b_dec) W_enc + b_enc of the given latents; the residual plays no part."""
         return torch.addmm(self.b_enc[latents], x - self.b_dec, self.W_enc.T[latents].T)
+
+    def with_activation(self, activation: Activation) -> "Autoencoder":
+        """The same weights (shared, not copied) under another activation, for example TopK with another k at inference."""
+        other = Autoencoder(replace(self.config, activation=activation), self.scaling, provenance=self.provenance)
+        for name, parameter in self.named_parameters():
+            setattr(other, name, parameter)
+        return other.train(self.training)
 
     @torch.no_grad()
     def fold(self) -> "Autoencoder":

@@ -23,7 +23,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sae.dictionaries.autoencoder import Autoencoder
 from sae.dictionaries.base import Dictionary
+from sae.dictionaries.codes import SparseCodes
+from sae.dictionaries.pursuit import MatchingPursuit
 from sae.errors import ConfigError
 
 
@@ -49,7 +52,8 @@ class Reconstruction:
     """Number of tokens evaluated."""
 
 
-class Measured(NamedTuple):
+@dataclasses.dataclass(frozen=True, eq=False)
+class Measured:
     """Scores together with the firing counts they summarise."""
 
     scores: Reconstruction
@@ -58,7 +62,7 @@ class Measured(NamedTuple):
     """On how many of the tokens each latent was non-zero."""
 
 
-def reconstruction(dictionary: Dictionary, batches: Iterable[Float[Tensor, "batch d_in"]]) -> Measured:
+def reconstruction(dictionary: Dictionary, batches: Iterable[Float[Tensor, "_ d_in"]]) -> Measured:
     """The reconstruction scores of `dictionary` over all rows of all `batches` (activation space), in one pass.
 
     Raises ConfigError when there are no rows, or when the activations do not vary (FVU has no meaning then).
@@ -74,12 +78,7 @@ def reconstruction(dictionary: Dictionary, batches: Iterable[Float[Tensor, "batc
             fired = codes.indices[codes.values != 0].to("cpu", torch.int64)
             counts += torch.bincount(fired, minlength=dictionary.d_sae)
     dictionary.train(was_training)
-    if total.n == 0:
-        raise ConfigError("batches must hold at least one row, got none (reconstruction)")
-    variance = total.squares - float(total.mean_sum @ total.mean_sum) / total.n
-    if not variance > 0:
-        raise ConfigError(f"activations must vary for FVU to be defined, got total variance {variance} over {total.n} tokens (reconstruction)")
-    fvu = total.errors / variance
+    fvu = total.errors / total.variance("reconstruction")
     scores = Reconstruction(
         fvu=fvu,
         explained_variance=1 - fvu,
@@ -100,6 +99,15 @@ class _Sums:
         self.n = 0
         self.mean_sum = torch.zeros(d_in, dtype=torch.float64)
         self.squares = self.errors = self.hat_squares = self.dots = self.cosines = self.ratios = 0.0
+
+    def variance(self, where: str) -> float:
+        """Total squared deviation from the mean. Raises ConfigError when there is none."""
+        if self.n == 0:
+            raise ConfigError(f"batches must hold at least one row, got none ({where})")
+        variance = self.squares - float(self.mean_sum @ self.mean_sum) / self.n
+        if not variance > 1e-12 * self.squares:
+            raise ConfigError(f"activations must vary for FVU to be defined, got {self.n} rows that are all equal ({where})")
+        return variance
 
     def add(self, x: Tensor, x_hat: Tensor) -> None:
         norm, norm_hat, dot = x.norm(dim=1), x_hat.norm(dim=1), (x * x_hat).sum(1)
@@ -123,30 +131,36 @@ class ErrorCurve(NamedTuple):
     """FVU when the code is cut after that many selections."""
 
 
-def error_versus_k(dictionary: Dictionary, batches: Iterable[Float[Tensor, "batch d_in"]], ks: Sequence[int]) -> ErrorCurve:
-    """FVU when each token may use only its first k selections, for every k in `ks`, from one encode at max(ks).
+def error_versus_k(
+    dictionary: Autoencoder | MatchingPursuit, batches: Iterable[Float[Tensor, "_ d_in"]], ks: Sequence[int]
+) -> ErrorCurve:
+    """FVU when each token may use k selections, for every k in `ks`, from one encode at max(ks).
 
-    The first k are the k largest codes of a TopK autoencoder and the first k steps of a pursuit: the same curve as encoding anew with each k.
-    Raises ConfigError for a k below 1.
+    A TopK autoencoder is cut after its k largest latents, a pursuit after k steps: the same as encoding anew with each k. Training used one k
+    (the configuration's), so the curve also says how the dictionary copes with another. Raises ConfigError for a k below 1 or above d_sae.
     """
     if not ks or min(ks) < 1:
         raise ConfigError(f"ks must hold positive integers, got {list(ks)} (error_versus_k)")
     ks = sorted(set(ks))
-    errors = dict.fromkeys(ks, 0.0)
+    errors = torch.zeros(len(ks), dtype=torch.float64)
     sums = _Sums(dictionary.d_in)
     with torch.no_grad():
         for acts in batches:
-            codes = dictionary.encode(acts, k=max(ks))
             sums.add(acts.double(), acts.double())
-            for k in ks:
-                errors[k] += float(((acts.double() - dictionary.decode(codes.first(k)).double()) ** 2).sum())
-    if sums.n == 0:
-        raise ConfigError("batches must hold at least one row, got none (error_versus_k)")
-    variance = sums.squares - float(sums.mean_sum @ sums.mean_sum) / sums.n
-    return ErrorCurve(tuple(ks), tuple(errors[k] / variance for k in ks))
+            errors += _squared_errors(dictionary, acts, ks).double().sum(0).cpu()
+    return ErrorCurve(tuple(ks), tuple((errors / sums.variance("error_versus_k")).tolist()))
 
 
-def pca_fvu(fit: Iterable[Float[Tensor, "batch d_in"]], batches: Iterable[Float[Tensor, "batch d_in"]], ks: Sequence[int]) -> ErrorCurve:
+def _squared_errors(dictionary: Autoencoder | MatchingPursuit, acts: Float[Tensor, "n d_in"], ks: list[int]) -> Float[Tensor, "n n_ks"]:
+    """|acts - acts_hat|^2 of every row after each k selections."""
+    if isinstance(dictionary, MatchingPursuit):
+        return dictionary.pursue(acts, max(ks)).energies[:, ks] / dictionary.scaling.scale**2
+    codes = dictionary.with_activation(dataclasses.replace(dictionary.config.activation, k=max(ks))).encode(acts)
+    cut = (SparseCodes(codes.indices[:, :k], codes.values[:, :k], codes.counts.clamp(max=k), codes.d_sae) for k in ks)
+    return torch.stack([(acts - dictionary.decode(part)).square().sum(1) for part in cut], dim=1)
+
+
+def pca_fvu(fit: Iterable[Float[Tensor, "_ d_in"]], batches: Iterable[Float[Tensor, "_ d_in"]], ks: Sequence[int]) -> ErrorCurve:
     """FVU on `batches` of the first k principal components fitted on `fit`: the dense baseline with k real coefficients per token."""
     n, total, second = 0, None, None
     for acts in fit:
@@ -164,5 +178,5 @@ def pca_fvu(fit: Iterable[Float[Tensor, "batch d_in"]], batches: Iterable[Float[
         sums.add(x, x)
         captured += ((x - mean) @ components).square().sum(0)
         residual += float((x - mean).square().sum())
-    variance = sums.squares - float(sums.mean_sum @ sums.mean_sum) / max(sums.n, 1)
+    variance = sums.variance("pca_fvu")
     return ErrorCurve(tuple(ks), tuple((residual - float(captured[:k].sum())) / variance for k in ks))

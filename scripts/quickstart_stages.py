@@ -1,0 +1,180 @@
+"""The stages of the quickstart. Each one names what it depends on, is looked up in the cache by that name, and says in a line what it did."""
+
+import contextlib
+import dataclasses
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from sae.activations.collect import CaptureConfig, collect
+from sae.activations.corpus import Corpus, from_dataset, installed_docstrings, state_of_the_union
+from sae.activations.scaling import fit_scaling
+from sae.activations.store import ActivationStore
+from sae.dictionaries.activations import TopK
+from sae.dictionaries.autoencoder import Autoencoder, AutoencoderConfig
+from sae.dictionaries.base import Dictionary
+from sae.dictionaries.checkpoint import load_dictionary, save_dictionary
+from sae.dictionaries.pursuit import MatchingPursuit, PursuitConfig
+from sae.errors import FormatError
+from sae.fingerprint import digest, digest_file, to_json
+from sae.models.assets import default_model
+from sae.models.language_model import LanguageModel
+from sae.storage import Key, ResultCache, read_json, user_cache_dir, write_json
+
+SITE = "blocks.15.hook_resid_post"
+NAMES = {"top_k": "TopK", "pursuit": "Matching pursuit"}
+PACKAGES = ("numpy", "scipy", "sklearn", "torch")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How big a run is."""
+
+    n_tokens: int
+    """Tokens to capture."""
+    excerpt: int
+    """Characters taken from each State of the Union address."""
+    n_docstrings: int
+    """Docstrings of installed packages mixed in."""
+    d_sae: int
+    """Latents of each dictionary."""
+    k: int
+    """Active latents per token."""
+    n_steps: tuple[int, int]
+    """Training steps: TopK, matching pursuit."""
+    n_downstream_rows: int
+    """Held-out rows on which the language model is run with the reconstruction spliced in."""
+    n_snippets: int
+    """Text snippets of the probing task."""
+    n_cards: int
+    """Features with a card of their own, per dictionary."""
+
+
+DEFAULT = Settings(
+    n_tokens=250_000, excerpt=3_800, n_docstrings=420, d_sae=2048, k=32, n_steps=(900, 300), n_downstream_rows=64, n_snippets=1200, n_cards=50
+)
+FAST = Settings(
+    n_tokens=24_000, excerpt=450, n_docstrings=60, d_sae=512, k=16, n_steps=(120, 60), n_downstream_rows=8, n_snippets=160, n_cards=50
+)
+
+
+class Workbench:
+    """Runs the stages of one setting in their order, each from the cache where it can."""
+
+    def __init__(self, settings: Settings, console: Console):
+        self.settings, self.console = settings, console
+        self.cache = ResultCache(user_cache_dir() / "results")
+        self.folder = default_model()
+
+    def run(self) -> "Results":
+        """All stages; returns where their results are."""
+        store = self.capture()
+        paths = {kind: self.train(kind, store) for kind in NAMES}
+        dictionaries = {kind: load_dictionary(path / "dictionary") for kind, path in paths.items()}
+        return Results(
+            settings=self.settings,
+            model=self.identity,
+            store=store,
+            dictionaries=dictionaries,
+            training={kind: read_json(path / "curve.json") for kind, path in paths.items()},
+            evaluation=self.evaluate(store, dictionaries),
+            geometry=self.geometry(store, dictionaries),
+            indexes={kind: self.index(kind, store, dictionary) for kind, dictionary in dictionaries.items()},
+            probes=self.probe(store, dictionaries),
+        )
+
+    # --- the model and the text ---------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def model(self) -> LanguageModel:
+        """The language model; loaded only by a stage that computes something."""
+        return LanguageModel.load(self.folder)
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """Name, digest and sizes of the model, without loading it again."""
+        key = Key("quickstart.model", 1, {}, {"weights": digest_file(self.folder / "model.safetensors")})
+
+        def fill(folder: Path) -> None:
+            model = self.model
+            dtype = str(model.dtype).removeprefix("torch.")
+            write_json(folder / "model.json", {"name": model.name, "digest": model.digest, "dtype": dtype, "shape": to_json(model.shape)})
+
+        return read_json(self.cache.build(key, fill) / "model.json")
+
+    def corpus(self) -> Corpus:
+        """An excerpt of every State of the Union address, and docstrings of installed packages, shuffled together."""
+        from importlib.metadata import version
+
+        names = {"sklearn": "scikit-learn"}
+        versions = {package: version(names.get(package, package)) for package in PACKAGES}
+        config = {"excerpt": self.settings.excerpt, "n_docstrings": self.settings.n_docstrings, "versions": versions, "seed": 0}
+        key = Key("quickstart.corpus", 1, config, {"state_of_the_union": state_of_the_union().digest})
+        path = self.stage("corpus", key, self._write_corpus, lambda path: f"{sum(1 for _ in open(path / 'corpus.jsonl'))} documents")
+        return from_dataset(path / "corpus.jsonl", label_columns=("source", "title"), streaming=False)
+
+    def _write_corpus(self, folder: Path) -> None:
+        import random
+
+        rows = []
+        for document in state_of_the_union().documents():
+            title = f"{document.labels['year']} {document.labels['speaker']}"
+            rows.append({"text": document.text[: self.settings.excerpt], "source": "State of the Union", "title": title})
+        for document in installed_docstrings(PACKAGES, max_documents=self.settings.n_docstrings, seed=0).documents():
+            rows.append({"text": document.text, "source": "docstring", "title": str(document.labels["package"])})
+        random.Random(0).shuffle(rows)
+        with open(folder / "corpus.jsonl", "w", encoding="utf-8") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+
+    # --- activations ---------------------------------------------------------------------------------------------------------------------
+
+    def capture(self) -> ActivationStore:
+        """The activation store; capturing continues where an earlier run stopped."""
+        corpus, identity = self.corpus(), self.identity
+        config = CaptureConfig(sites=(SITE,), n_tokens=self.settings.n_tokens)
+        wanted = digest({"model": identity["digest"], "dtype": identity["dtype"], "corpus": corpus.digest, "config": to_json(config)})
+        path, started = user_cache_dir() / "stores" / wanted[:24], time.perf_counter()
+        with contextlib.suppress(FormatError):
+            store = ActivationStore.open(path, model_digest=identity["digest"])
+            self.say("capture", True, 0, self._describe_store(store))
+            return store
+        with self.progress("capture", config.n_tokens) as bar:
+            for progress in collect(self.model, corpus, path, config):
+                if progress.stage == "capture":
+                    bar(progress.n_tokens)
+        store = ActivationStore.open(path, model_digest=identity["digest"])
+        self.say("capture", False, time.perf_counter() - started, self._describe_store(store))
+        return store
+
+    def _describe_store(self, store: ActivationStore) -> str:
+        n_used = store.statistics(SITE).n
+        return f"{store.n_tokens:,} tokens at {SITE}, {n_used:,} usable; batch mixing {store.mixing(SITE, batch_size=1024, seed=0):.3f} (1 = uniform)"
+
+    # --- the machinery of a stage --------------------------------------------------------------------------------------------------------
+
+    def stage(self, title: str, key: Key, fill: Callable[[Path], None], describe: Callable[[Path], str]) -> Path:
+        """The result of `key`, computed by `fill` if it is not there, and a line about it."""
+        reused, started = self.cache.has(key), time.perf_counter()
+        path = self.cache.build(key, fill)
+        self.say(title, reused, time.perf_counter() - started, describe(path))
+        return path
+
+    def say(self, title: str, reused: bool, seconds: float, text: str) -> None:
+        """One line about a finished stage."""
+        self.console.print(f"{title:<11}{'reused' if reused else f'{seconds:5.1f} s':>8}  {text}")
+
+    @contextlib.contextmanager
+    def progress(self, title: str, total: int) -> Iterator[Callable[[int], None]]:
+        """A progress bar; the yielded function says how much is done."""
+        columns = TextColumn(f"{title:<11}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+        with Progress(*columns, console=self.console, transient=True) as bars:
+            task = bars.add_task(title, total=total)
+            yield lambda done: bars.update(task, completed=done)
