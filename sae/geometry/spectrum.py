@@ -1,7 +1,7 @@
 """How many dimensions a cloud of points fills, from the eigenvalues l_1 >= ... >= l_d >= 0 of its covariance.
 
     participation ratio   (sum l)^2 / sum l^2
-    effective rank        exp(-sum p ln p),  p = l / sum l  or  p = sqrt(l) / sum sqrt(l)      Roy & Vetterli 2007: singular values
+    effective rank        exp(-sum p ln p),  p = l / sum l  or  p = sqrt(l) / sum sqrt(l)        Roy & Vetterli 2007: singular values
     stable rank           sum l / max l = ||X||_F^2 / ||X||_2^2                                  Rudelson & Vershynin, arXiv math/0503442
     IsoScore              (PR - 1) / (d - 1)                                                     Rudman et al. 2022 (arXiv 2108.07344)
 
