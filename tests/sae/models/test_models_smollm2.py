@@ -11,7 +11,7 @@ pytestmark = pytest.mark.slow
 TEXT = (
     "Fellow-Citizens of the Senate and House of Representatives: the nation is at peace with all the world, and the harvests of the year "
     "have been good. The revenue of the government was sufficient for its expenses. We owe thanks for it, and there is work for the next "
-    "year: the railway to the Pacific, the navy, the schools, and the debt that the war has left to us, which must be paid to the last dollar."
+    "year: the railway to the Pacific, the navy, the schools, and the debt that the war has left to us, to be paid to the last dollar."
 )
 
 
@@ -79,9 +79,8 @@ def test_resuming_and_editing_agree_at_the_middle_of_the_model(model, tokens):
     torch.testing.assert_close(model.resume(acts + 2.0 * direction, site), edited, atol=1e-3, rtol=1e-4)
 
 
-def test_the_token_whose_unembedding_is_written_is_among_the_ten_largest_effects(model):
-    unembedding = model._bridge.unembedding()
-    ids = [model.tokenize([text])[0][0] for text in (" peace", " navy", " dollar")]
-    effects = model.logit_effects(unembedding[ids])
-    assert all(token_id in row for token_id, row in zip(ids, effects.topk(10).indices.tolist(), strict=True))
-    torch.testing.assert_close(effects.mean(dim=-1), torch.zeros(3), atol=1e-4, rtol=0.0)
+def test_logit_effects_go_through_the_gain_and_the_whole_vocabulary(model, plain):
+    directions = torch.randn(3, 576, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected = plain.lm_head(directions * plain.model.norm.weight)
+    torch.testing.assert_close(model.logit_effects(directions), expected - expected.mean(dim=-1, keepdim=True), atol=1e-4, rtol=1e-4)
