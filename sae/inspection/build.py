@@ -13,10 +13,11 @@ place is refused.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sae.dictionaries.base import Dictionary
@@ -24,7 +25,7 @@ from sae.dictionaries.pursuit import MatchingPursuit
 from sae.errors import ConfigError, FormatError
 from sae.fingerprint import digest, to_json
 from sae.inspection.contexts import TokenTable
-from sae.inspection.effects import CONVENTION, top_effects
+from sae.inspection.effects import CONVENTION, LogitModel, top_effects
 from sae.inspection.entries import EntryView, TokenMajorWriter, flatten, scatter_by_latent
 from sae.inspection.manifest import read_manifest, write_manifest
 from sae.inspection.neighbours import neighbours
@@ -32,10 +33,61 @@ from sae.inspection.records import FeatureSource
 from sae.inspection.settings import IndexConfig
 from sae.inspection.summary import CorpusFacts, SummaryBuilder
 from sae.inspection.vocabulary import token_texts
+from sae.models.sites import ModelShape
 from sae.storage import atomic_folder, save_tensors, write_json
 
 REPORT_EVERY = 64
 """Latents between two reports of progress."""
+
+
+@runtime_checkable
+class TokenStore(Protocol):
+    """What is asked of a store; `sae.activations.store.ActivationStore` has it. Flat token index: row * context + position."""
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of its contents."""
+        ...
+
+    @property
+    def site_names(self) -> tuple[str, ...]:
+        """Captured sites."""
+        ...
+
+    def tokens(self) -> Int[Tensor, "n_rows context"]:
+        """Token ids."""
+        ...
+
+    def document_ids(self) -> Int[Tensor, "n_rows context"]:
+        """Document of each token."""
+        ...
+
+    def mask(self, site: str) -> Bool[Tensor, "n_tokens"]:
+        """True where a token is used."""
+        ...
+
+    def gather(self, site: str, token_index: Int[Tensor, "n"]) -> Float[Tensor, "n width"]:
+        """Activations of the given tokens."""
+        ...
+
+
+@runtime_checkable
+class TextModel(LogitModel, Protocol):
+    """What is asked of a language model; `sae.models.LanguageModel` has it."""
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of its weights."""
+        ...
+
+    @property
+    def shape(self) -> ModelShape:
+        """Its widths."""
+        ...
+
+    def vocabulary(self) -> list[str]:
+        """The text of each token id."""
+        ...
 
 
 class IndexProgress(NamedTuple):
@@ -50,7 +102,7 @@ class IndexProgress(NamedTuple):
 
 
 def build_index(
-    store: Any,
+    store: TokenStore,
     site: str,
     dictionary: Dictionary,
     folder: str | Path,
@@ -58,7 +110,7 @@ def build_index(
     batch_tokens: int = 8192,
     config: IndexConfig | None = None,
     name: str | None = None,
-    model: Any = None,
+    model: TextModel | None = None,
     vocabulary: Sequence[str] | None = None,
     labels: Mapping[int, Mapping[str, str | int]] | None = None,
 ) -> Iterator[IndexProgress]:
@@ -77,7 +129,7 @@ def build_index(
         raise ConfigError(f"batch_tokens must be a positive integer, got {batch_tokens!r} (build_index)")
     if site not in store.site_names:
         raise ConfigError(f"site must be one of {', '.join(store.site_names)}, got {site!r} (build_index)")
-    ids = store.tokens().cpu().numpy()
+    ids, present = store.tokens().cpu().numpy(), set(store.document_ids().flatten().tolist())
     job = _Job(
         store=store,
         site=site,
@@ -86,7 +138,7 @@ def build_index(
         name=name or type(dictionary).__name__,
         model=model,
         texts=token_texts(vocabulary, model, n_least=int(ids.max(initial=-1)) + 1),
-        labels={int(document): dict(values) for document, values in (labels or {}).items()},
+        labels={int(document): dict(values) for document, values in (labels or {}).items() if document in present},
     )
     return _build(job, Path(folder), batch_tokens)
 
@@ -95,12 +147,12 @@ def build_index(
 class _Job:
     """What an index is made from."""
 
-    store: Any
+    store: TokenStore
     site: str
     dictionary: Dictionary
     config: IndexConfig
     name: str
-    model: Any
+    model: TextModel | None
     texts: list[str]
     labels: dict[int, dict[str, str | int]]
 
@@ -138,14 +190,9 @@ def _build(job: _Job, folder: Path, batch_tokens: int) -> Iterator[IndexProgress
     used = job.store.mask(job.site).cpu().numpy().astype(bool)
     table = TokenTable(job.store.tokens().cpu().numpy().astype(np.int32), job.store.document_ids().cpu().numpy().astype(np.int64))
     with atomic_folder(folder) as temporary:
-        writer = TokenMajorWriter(
-            temporary / "by_token",
-            d_sae=job.dictionary.d_sae,
-            n_tokens=table.n_tokens,
-            value_dtype=job.config.value_dtype,
-            pursuit=job.pursuit,
-        )
-        n_steps = yield from _encode(job, np.flatnonzero(used), batch_tokens, writer)
+        shape = {"d_sae": job.dictionary.d_sae, "n_tokens": table.n_tokens}
+        with TokenMajorWriter(temporary / "by_token", value_dtype=job.config.value_dtype, pursuit=job.pursuit, **shape) as writer:
+            n_steps = yield from _encode(job, np.flatnonzero(used), batch_tokens, writer)
         scatter_by_latent(temporary / "by_token", temporary / "by_latent", writer.per_latent)
         facts = CorpusFacts.of(table, used, len(job.texts))
         yield from _summarise(job, temporary, facts, n_steps)
@@ -179,7 +226,6 @@ def _encode(job: _Job, tokens: np.ndarray, batch_tokens: int, writer: TokenMajor
         writer.append(batch, flat)
         n_steps = max(n_steps, int(flat.steps.max(initial=-1)) + 1)
         yield IndexProgress("encode", begin + len(batch), len(tokens))
-    writer.close()
     return n_steps if job.pursuit else 0
 
 

@@ -1,5 +1,8 @@
 """Charts: the histogram and step bars of a card, and the figures of a report, as inline SVG without script."""
 
+from collections.abc import Iterable, Mapping
+from itertools import pairwise
+
 from markupsafe import Markup
 
 from sae.inspection.format import number
@@ -36,11 +39,12 @@ def histogram_chart(histogram: Histogram, *, unit: str, width: int = 360, height
     parts.append(line(44, y(0), width - 10, y(0)))
     parts += [text(x(t), height - 20, tick_label(t), anchor="middle", opacity=0.75) for t in x.ticks(5)]
     parts += [text((44 + width - 10) / 2, height - 4, unit, anchor="middle", class_="title", opacity=0.75)]
-    label = f"Histogram of {unit} over {number(sum(counts))} tokens, from {number(edges[0])} to {number(edges[-1])}; heights on a square-root scale"
+    span = f"from {number(edges[0])} to {number(edges[-1])}"
+    label = f"Histogram of {unit} over {number(sum(counts))} tokens, {span}; heights on a square-root scale"
     return drawing(width, height, label, parts)
 
 
-def _round_down(value: float) -> int:
+def _round_down(value: float | int) -> int:
     text_ = str(int(value))
     return int(text_[0]) * 10 ** (len(text_) - 1) if value >= 1 else 0
 
@@ -80,15 +84,16 @@ def sparkline(histogram: Histogram, *, width: int = 84, height: int = 22) -> Mar
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 560, 330, 62, 48, 14
 
 
-def figure_chart(figure: Figure) -> Markup:
-    """The figure with axes, units, bounds and names beside the lines."""
+def figure_chart(figure: Figure, places: Mapping[str, int] | None = None) -> Markup:
+    """The figure with axes, units, bounds and names beside the lines. `places` fixes the colour (a place in the palette) of a series by
+    its name."""
     bars = [s for s in figure.series if s.mark == "bars"]
     drawn = [s for s in figure.series if s.mark != "bars"]
     longest = max((len(s.name) for s in drawn), default=0)
     right = WIDTH - (min(18 + 6.6 * longest, 190) if drawn else 16)
     top = TOP + 20 * (len(bars) > 1) + 16 * any(r.axis == "x" for r in figure.rules)
     x, y = _scales(figure, right, top)
-    colours = _colours(figure.series)
+    colours = _colours(figure.series, places or {})
     parts = [*_axes(figure, x, y, right, top)]
     parts += [shape for s in bars for shape in _bars(s, x, y, colours[s.name])]
     parts += [shape for s in drawn for shape in _band(s, x, y, colours[s.name])]
@@ -98,19 +103,23 @@ def figure_chart(figure: Figure) -> Markup:
     return drawing(WIDTH, HEIGHT, label, parts, class_="chart figure")
 
 
-def _colours(series: tuple[Series, ...]) -> dict[str, tuple[str, str, int]]:
-    """Name -> (class, colour, place among the results)."""
-    found, results = {}, 0
+def colour_places(figures: Iterable[Figure]) -> dict[str, int]:
+    """A place in the palette for every result of the figures, by name in order of appearance: one thing has one colour in all of them."""
+    names = dict.fromkeys(s.name for figure in figures for s in figure.series if s.role == "result")
+    return {name: i for i, name in enumerate(names)}
+
+
+def _colours(series: tuple[Series, ...], places: Mapping[str, int]) -> dict[str, tuple[str, str, int]]:
+    """Name -> (class, colour, place)."""
+    own = {s.name: i for i, s in enumerate(s for s in series if s.role == "result")}
+    found = {}
     for s in series:
-        if s.role == "null":
-            found[s.name] = ("null", "#808080", 0)
-        else:
-            found[s.name] = (f"s{results % len(PALETTE)}", PALETTE[results % len(PALETTE)], results)
-            results += 1
+        place = places.get(s.name, own.get(s.name, 0))
+        found[s.name] = ("null", "#808080", 0) if s.role == "null" else (f"s{place % len(PALETTE)}", PALETTE[place % len(PALETTE)], place)
     return found
 
 
-def _scales(figure: Figure, right: float, top: float) -> tuple[Scale, Scale]:
+def _scales(figure: Figure, right: float | int, top: float | int) -> tuple[Scale, Scale]:
     xs = [v for s in figure.series for v in s.x] + [r.value for r in figure.rules if r.axis == "x"]
     ys = [v for s in figure.series for v in (*s.y, *s.low, *s.high)] + [r.value for r in figure.rules if r.axis == "y"]
     log = figure.y.scale == "log"
@@ -130,13 +139,13 @@ def _scales(figure: Figure, right: float, top: float) -> tuple[Scale, Scale]:
 
 
 def _x_ticks(figure: Figure, x: Scale) -> list[float]:
-    values = sorted({v for s in figure.series for v in s.x})
-    if x.log and len(values) <= 9 and all(b / a >= 1.4 for a, b in zip(values, values[1:], strict=False)):
+    values = sorted({float(v) for s in figure.series for v in s.x})
+    if x.log and len(values) <= 9 and all(b / a >= 1.4 for a, b in pairwise(values)):
         return values
     return x.ticks(6)
 
 
-def _axes(figure: Figure, x: Scale, y: Scale, right: float, top: float) -> list[Markup]:
+def _axes(figure: Figure, x: Scale, y: Scale, right: float | int, top: float | int) -> list[Markup]:
     parts = []
     for tick in y.ticks(5):
         parts += [
@@ -189,7 +198,7 @@ def _bars(series: Series, x: Scale, y: Scale, colour: tuple[str, str, int]) -> l
     return boxes
 
 
-def _height(value: float, y: Scale) -> float:
+def _height(value: float | int, y: Scale) -> float:
     return min(y(value), y.first) if not y.log or value > 0 else y.first
 
 
@@ -211,14 +220,14 @@ def _curve(series: Series, x: Scale, y: Scale, colour: tuple[str, str, int]) -> 
         parts.append(
             element("polyline", points=path, class_=f"line {name}", fill="none", stroke=stroke, stroke_width=2.2, stroke_dasharray=dash)
         )
-    if series.mark == "points" or len(points) <= 24:
+    if series.mark == "points" or 3 <= len(points) <= 24:
         for (a, b), u, v in zip(points, series.x, series.y, strict=True):
             title = element("title", f"{series.name}: {number(float(u))}, {number(float(v), 4)}")
             parts.append(_marker(a, b, MARKERS[place % len(MARKERS)], title, name, stroke))
     return parts
 
 
-def _marker(x: float, y: float, shape: str, title: Markup, name: str, fill: str) -> Markup:
+def _marker(x: float | int, y: float | int, shape: str, title: Markup, name: str, fill: str) -> Markup:
     look = {"class_": f"dot {name}", "fill": fill}
     if shape == "circle":
         return element("circle", title, cx=x, cy=y, r=3.6, **look)
@@ -230,7 +239,7 @@ def _marker(x: float, y: float, shape: str, title: Markup, name: str, fill: str)
     return element("polygon", title, points=" ".join(f"{x + a:.2f},{y + b:.2f}" for a, b in outline), **look)
 
 
-def _rules(figure: Figure, x: Scale, y: Scale, right: float, top: float) -> list[Markup]:
+def _rules(figure: Figure, x: Scale, y: Scale, right: float | int, top: float | int) -> list[Markup]:
     parts = []
     for rule in figure.rules:
         if rule.axis == "y":
@@ -256,7 +265,7 @@ def _rules(figure: Figure, x: Scale, y: Scale, right: float, top: float) -> list
     return parts
 
 
-def _names(drawn: list[Series], x: Scale, y: Scale, colours: dict[str, tuple[str, str, int]], right: float) -> list[Markup]:
+def _names(drawn: list[Series], x: Scale, y: Scale, colours: dict[str, tuple[str, str, int]], right: float | int) -> list[Markup]:
     places = spread([y(s.y[-1]) for s in drawn], 16, y.last + 4, y.first - 4)
     parts = []
     for s, place in zip(drawn, places, strict=True):

@@ -2,10 +2,12 @@
 
 All functions take the entries of one latent: flat token indices `t = row * context + position`, ascending, and its non-zero values there.
 
-    top:        by value descending, ties by token index; each document offers its `per_document` strongest; of equal windows the strongest stays
-    intervals:  (max * j / m, max * (j + 1) / m],  j = 0..m-1, half-open below so that zero never enters; uniform seeded samples of each
+    top         by value descending, ties by token index; each document offers its `per_document` strongest;
+                of equal windows the strongest stays
+    intervals   (max * j / m, max * (j + 1) / m],  j = 0..m-1, half-open below so that zero never enters;
+                uniform seeded samples of each
 
-Equal-width intervals of the activation range as in N. Elhage et al., "Softmax Linear Units" (Transformer Circuits, 2022); that the
+Equal-width intervals of the activation range as in T. Bricken et al., "Towards Monosemanticity" (Transformer Circuits, 2023); that the
 strongest examples alone mislead is shown by T. Bolukbasi et al., "An Interpretability Illusion for BERT" (2021, arXiv 2104.07143).
 """
 

@@ -1,11 +1,12 @@
 """One renderer for a feature's card: in pages by classes and a stylesheet, in notebooks by inline styles.
 
     FeatureCard(record).html(skin="page")       a fragment for a page that has `assets/report.css`; no inline style, so a strict CSP holds
-    FeatureCard(record).html(skin="notebook")   no <script>, no <style>, no address: what GitHub, nbviewer and untrusted notebooks still show
+    FeatureCard(record).html(skin="notebook")   no <script>, no <style>, no address: GitHub, nbviewer and untrusted notebooks still show it
 
 Both come from one template, escaped throughout: token texts are untrusted.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -16,11 +17,11 @@ from markupsafe import Markup
 
 from sae.errors import ConfigError
 from sae.inspection.charts import histogram_chart, sparkline, step_chart
-from sae.inspection.format import N_LEVELS, level, number, passage, percent, visible
+from sae.inspection.format import N_LEVELS, Span, bits, level, number, passage, percent, visible
 from sae.inspection.records import FeatureRecord
 
 NOTEBOOK_STYLES = {
-    "card": "font-family:system-ui,-apple-system,'Segoe UI',Roboto,sans-serif;font-size:13px;line-height:1.5;max-width:1000px;text-align:left",
+    "card": "font-family:system-ui,-apple-system,'Segoe UI',Roboto,sans-serif;font-size:13px;line-height:1.5;max-width:1000px",
     "head": "margin:0 0 2px 0;font-size:18px;font-weight:600",
     "muted": "opacity:.72;font-weight:400",
     "small": "font-size:12px;opacity:.72",
@@ -46,8 +47,8 @@ NOTEBOOK_STYLES = {
 }
 """Inline style of each part of a card; properties that notebook sanitisers let through."""
 HOT_RGB, COLD_RGB = (234, 98, 22), (38, 120, 200)
-NOTEBOOK_LIMITS = {"examples": 10, "negative": 5, "samples": 1, "side": 8, "left": 60, "right": 60}
-PAGE_LIMITS = {"examples": 10**6, "negative": 10**6, "samples": 10**6, "side": 10**6, "left": 160, "right": 160}
+NOTEBOOK_LIMITS = {"examples": 10, "negative": 5, "samples": 2, "side": 6, "left": 60, "right": 60}
+PAGE_LIMITS = {"examples": 10**6, "negative": 10, "samples": 10**6, "side": 10**6, "left": 160, "right": 160}
 
 
 @cache
@@ -55,7 +56,7 @@ def environment() -> jinja2.Environment:
     """The templates of this package, escaping everything; an undefined name is an error."""
     loader = jinja2.PackageLoader("sae.inspection", "templates")
     made = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    made.filters |= {"number": number, "percent": percent, "visible": visible}
+    made.filters |= {"bits": bits, "number": number, "percent": percent, "visible": visible}
     made.globals |= {
         "histogram_chart": histogram_chart,
         "step_chart": step_chart,
@@ -67,10 +68,15 @@ def environment() -> jinja2.Environment:
     return made
 
 
-def tail(spans: list, n: int) -> list:
+def _narrow(spans: list[Span]) -> list[Span]:
+    """The spans with runs of spaces shortened to two, for lines."""
+    return [span._replace(text=re.sub(" {3,}", "  ", span.text)) for span in spans]
+
+
+def tail(spans: list[Span], n: int) -> list[Span]:
     """The last spans with together at most about `n` characters; the first of them is cut from the left."""
     kept, left = [], n
-    for span in reversed(spans):
+    for span in reversed(_narrow(spans)):
         if left <= 0:
             break
         kept.append(span._replace(text=span.text[-left:]) if len(span.text) > left else span)
@@ -78,10 +84,10 @@ def tail(spans: list, n: int) -> list:
     return kept[::-1]
 
 
-def head(spans: list, n: int) -> list:
+def head(spans: list[Span], n: int) -> list[Span]:
     """The first spans with together at most about `n` characters; the last of them is cut from the right."""
     kept, left = [], n
-    for span in spans:
+    for span in _narrow(spans):
         if left <= 0:
             break
         kept.append(span._replace(text=span.text[:left]) if len(span.text) > left else span)

@@ -1,13 +1,15 @@
 """What a latent's decoder direction does to the logits when written into the residual stream.
 
-    effect[i, v] = u_i . W_U[:, v]  with  u_i = W_dec[i] / |W_dec[i]|,  the model's final-norm gain folded into W_U, and the mean over the vocabulary removed
+    effect[i, v] = u_i . W_U[:, v],   u_i = W_dec[i] / |W_dec[i]|
 
-The direct path only: what later layers make of the direction is not in it ("logit lens", nostalgebraist 2020; for dictionaries N. Nanda
-and C. Olah et al. in "Towards Monosemanticity", 2023). The division by the final norm's scale is left out, so effects compare within a
-model, not between.
+with the model's final-norm gain folded into W_U, and the mean over the vocabulary removed.
+
+The direct path only: what later layers make of the direction is not in it ("logit lens", nostalgebraist 2020; for dictionaries T. Bricken
+et al., "Towards Monosemanticity", Transformer Circuits, 2023). The division by the final norm's scale is left out, so effects compare
+within a model, not between models.
 """
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -17,12 +19,13 @@ from torch import Tensor
 from sae.errors import ConfigError
 
 CONVENTION = (
-    "Change of each token's logit per unit of the decoder direction (unit length) written at this site, direct path to the unembedding only: final-norm gain "
-    "folded in, division by the final norm's scale left out, mean over the vocabulary removed."
+    "Change of each token's logit per unit of the decoder direction (unit length) written at this site, direct path to the unembedding "
+    "only: final-norm gain folded in, division by the final norm's scale left out, mean over the vocabulary removed."
 )
 BLOCK = 256
 
 
+@runtime_checkable
 class LogitModel(Protocol):
     """What is asked of a language model here; `sae.models.LanguageModel` has it."""
 
@@ -44,7 +47,7 @@ class TopEffects(NamedTuple):
     """Their effects."""
 
 
-def top_effects(source: LogitModel | Float[Tensor, "n d_vocab"], directions: Float[Tensor, "n d_model"], *, k: int) -> TopEffects:
+def top_effects(source: LogitModel | Float[Tensor, "n_rows d_vocab"], directions: Float[Tensor, "n d_model"], *, k: int) -> TopEffects:
     """The `k` most promoted and most suppressed tokens of each direction.
 
     `source` is the [n, d_vocab] matrix of effects, already in the convention above, or a model whose `logit_effects` gives it; a model

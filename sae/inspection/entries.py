@@ -1,7 +1,7 @@
 """The non-zero values of a dictionary over a store, kept twice: by token (CSR) and by latent (CSC).
 
-    by_token/   start [n_tokens + 1], latent [nnz], value [nnz], step [nnz]      entries of token t: start[t] .. start[t + 1], in the order of encoding
-    by_latent/  start [d_sae + 1],    token  [nnz], value [nnz], step [nnz]      entries of latent i, tokens ascending
+    by_token/   start [n_tokens + 1], latent [nnz], value [nnz], step [nnz]    entries of token t are start[t] .. start[t + 1], as encoded
+    by_latent/  start [d_sae + 1],    token  [nnz], value [nnz], step [nnz]    entries of latent i, tokens ascending
 
 `step` is there for matching pursuits only: the step (from 0) at which the latent was first selected. Every array is one raw little-endian
 `.npy` file read by memory mapping. The second view is made from the first by a counting scatter: counts per latent give every latent its
@@ -66,11 +66,11 @@ def flatten(codes: SparseCodes, *, repeated: bool) -> FlatCodes:
 class Column:
     """A one-dimensional `.npy` file that grows; its header is completed by `close`."""
 
-    def __init__(self, path: Path, dtype: np.dtype | type) -> None:
+    def __init__(self, path: Path, dtype: np.dtype | type | str) -> None:
         self.dtype = np.dtype(dtype).newbyteorder("<")
         self.length = 0
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.file = open(path, "wb")
+        self.file = open(path, "wb")  # noqa: SIM115  closed by `close`
         self._header()
 
     def _header(self) -> None:
@@ -104,7 +104,7 @@ def stored_values(values: Float[np.ndarray, "n"], dtype: str, where: str) -> Flo
 
 
 class TokenMajorWriter:
-    """Writes `by_token/` batch by batch, and counts entries per latent on the way."""
+    """Writes `by_token/` batch by batch, and counts entries per latent on the way; a context manager, the files are complete after it."""
 
     def __init__(self, folder: Path, *, d_sae: int, n_tokens: int, value_dtype: str, pursuit: bool) -> None:
         self.value_dtype = value_dtype
@@ -126,8 +126,10 @@ class TokenMajorWriter:
         self.per_token[tokens] = np.bincount(codes.rows, minlength=len(tokens))
         self.per_latent += np.bincount(codes.latents, minlength=len(self.per_latent))
 
-    def close(self) -> None:
-        """Complete the files."""
+    def __enter__(self) -> "TokenMajorWriter":
+        return self
+
+    def __exit__(self, *error: object) -> None:
         for column in self.columns.values():
             column.close()
         np.save(self.start, np.r_[0, np.cumsum(self.per_token)].astype("<i8"), allow_pickle=False)

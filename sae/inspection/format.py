@@ -40,9 +40,14 @@ def number(value: float | int | None, digits: int = 3) -> str:
     return text.replace(",", "\u202f").replace("-", "−")
 
 
-def percent(share: float, digits: int = 2) -> str:
+def percent(share: float | int, digits: int = 2) -> str:
     """A share as a percentage."""
     return f"{number(100.0 * share, digits)}\u202f%" if 0 < share < 0.9995 else f"{100 * share:.0f}\u202f%"
+
+
+def bits(value: float | int) -> str:
+    """An amount of information: two decimals, never minus zero."""
+    return f"{round(value, 2) + 0.0:.2f}".replace("-", "−")
 
 
 def visible(text: str, *, spaces: bool = False) -> str:
@@ -62,7 +67,7 @@ def _glyph(character: str) -> str:
     return character
 
 
-def level(value: float, peak: float) -> int:
+def level(value: float | int, peak: float | int) -> int:
     """Place of |value| on the colour scale: 0 for zero, else 1..32, equal steps of (0, peak]."""
     return min(N_LEVELS, max(1, math.ceil(N_LEVELS * abs(value) / peak - 1e-6))) if value and peak > 0 else 0
 
@@ -93,20 +98,20 @@ class Passage(NamedTuple):
     """After it."""
 
 
-def passage(example: Example, scale: float) -> Passage:
+def passage(example: Example, scale: float | int) -> Passage:
     """The example as spans, on a colour scale that ends at `scale`."""
     cells = list(zip(example.tokens, example.values, strict=True))
     peak = _span(*cells[example.peak], scale)
     return Passage(_spans(cells[: example.peak], scale), peak, _spans(cells[example.peak + 1 :], scale))
 
 
-def _span(token: str, value: float, scale: float) -> Span:
+def _span(token: str, value: float | int, scale: float | int) -> Span:
     title = f"{visible(token, spaces=True)}  {number(value)}" if value else ""
     alone = not token.strip(" ")
     return Span(visible(token, spaces=alone and value != 0), level(value, scale), value < 0, title, value != 0 and token.endswith("\n"))
 
 
-def _spans(cells: list[tuple[str, float]], scale: float) -> list[Span]:
+def _spans(cells: list[tuple[str, float]], scale: float | int) -> list[Span]:
     spans: list[Span] = []
     run = ""
     for token, value in [*cells, ("", 1.0)]:

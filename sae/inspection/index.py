@@ -80,21 +80,21 @@ class FeatureIndex:
     def __len__(self) -> int:
         return self.d_sae
 
-    def __getitem__(self, latent: int) -> FeatureCard:
+    def __getitem__(self, latent: Any) -> FeatureCard:
         return FeatureCard(self.record(latent))
 
     def __iter__(self) -> Iterator[FeatureCard]:
         return (self[latent] for latent in range(self.d_sae))
 
-    def record(self, latent: int) -> FeatureRecord:
+    def record(self, latent: Any) -> FeatureRecord:
         """All that is shown about a latent. Raises ConfigError unless it is an integer in 0..d_sae-1."""
         return self.reader.record(self._checked(latent))
 
-    def entries(self, latent: int) -> Entries:
+    def entries(self, latent: Any) -> Entries:
         """Every non-zero value of a latent: flat token indices (row * context + position) ascending, values, steps."""
         return self._by_latent[self._checked(latent)]
 
-    def at_token(self, token: int) -> Entries:
+    def at_token(self, token: Any) -> Entries:
         """What fires at the token with flat index `token`: latents in the order of encoding, values, steps. Nothing at a masked token."""
         if isinstance(token, bool) or not 0 <= operator.index(token) < self.table.n_tokens:
             raise ConfigError(f"token must be in 0..{self.table.n_tokens - 1}, got {token!r} (FeatureIndex {self.folder})")

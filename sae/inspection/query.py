@@ -1,6 +1,6 @@
 """Questions to an index that go past the cards: more passages, what fires at a token, which features tell most."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int
@@ -18,10 +18,11 @@ PER_TOKEN = 2
 """Features of the list that may share their leading token, so that one frequent word does not fill it."""
 
 TELLING_DEFINITION = (
-    "Ranked by held-out information: the bits that a firing tells about the token it is on plus the bits it tells about the next token. A code "
-    "is learnt on the firings in one half of the documents (with 32 imagined firings at corpus frequency) and paid on the other half, both ways, against the "
-    f"frequencies of the corpus; a meaningless latent gets about 0. Listed are latents with at least {MIN_ACTIVE} firings and a density of at most {MAX_DENSITY:.0%}, "
-    f"at most {PER_TOKEN} for each leading token."
+    "Ranked by held-out information: the bits that a firing tells about the token it is on plus the bits it tells about the next token. "
+    "A code is learnt on the firings in one half of the documents and paid on those in the other half, both ways, against a code for the "
+    "whole corpus; a meaningless latent gets about 0 or less. "
+    f"Listed are latents with at least {MIN_ACTIVE} firings and a density of at most {MAX_DENSITY:.0%}, at most {PER_TOKEN} for each "
+    "leading token."
 )
 
 
@@ -61,7 +62,7 @@ def telling_features(
 
 
 def top_examples(
-    index: FeatureIndex, latent: int, n: int, *, per_document: int = 1, largest: bool = True, before: int = 32, after: int = 16
+    index: FeatureIndex, latent: Any, n: int, *, per_document: int = 1, largest: bool = True, before: int = 32, after: int = 16
 ) -> list[Example]:
     """The `n` strongest passages of a latent (`largest=False`: most negative), read from the entries: as many, and as wide, as asked
     for."""
@@ -83,7 +84,7 @@ class Coactive(NamedTuple):
     """Tokens on which both fire, exact."""
 
 
-def coactive(index: FeatureIndex, latent: int, n: int) -> Coactive:
+def coactive(index: FeatureIndex, latent: Any, n: int) -> Coactive:
     """The `n` latents that fire most often together with `latent`, with exact counts over all its firings."""
     counts = np.bincount(index.at_tokens(index.entries(latent).ids), minlength=index.d_sae)
     counts[latent] = 0

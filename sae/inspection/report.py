@@ -10,13 +10,14 @@ The same data gives the same bytes.
 
 import re
 from collections.abc import Mapping
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from sae.errors import ConfigError, FormatError
 from sae.fingerprint import canonical
-from sae.inspection.charts import figure_chart
+from sae.inspection.charts import colour_places, figure_chart
 from sae.inspection.display import FeatureCard, Look, environment
 from sae.inspection.records import FeatureRecord
 from sae.inspection.report_data import FeatureList, ReportData, Row, Table
@@ -51,6 +52,7 @@ def write_report(data: ReportData, folder: str | Path) -> Path:
 def overview_page(data: ReportData) -> str:
     """The HTML of `index.html`."""
     slugs = _slugs(data.features)
+    places = colour_places(figure for section in data.sections for figure in section.figures)
     template = environment().get_template("overview.html")
     return template.render(
         data=data,
@@ -58,7 +60,7 @@ def overview_page(data: ReportData) -> str:
         slugs=slugs,
         anchors=_anchors(data),
         look=Look("page"),
-        chart=figure_chart,
+        chart=partial(figure_chart, places=places),
         best=best_cells,
         is_number=_is_number,
     )

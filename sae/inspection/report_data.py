@@ -75,9 +75,8 @@ class Table:
     def __post_init__(self) -> None:
         for row in self.rows:
             if len(row.cells) != len(self.columns):
-                raise ConfigError(
-                    f"rows must have {len(self.columns)} cells like the columns, got {len(row.cells)} in {row.cells!r} (Table {self.title!r})"
-                )
+                found = f"got {len(row.cells)} in {row.cells!r}"
+                raise ConfigError(f"rows must have {len(self.columns)} cells like the columns, {found} (Table {self.title!r})")
 
 
 @dataclass(frozen=True)
@@ -98,13 +97,13 @@ class Series:
 
     name: str
     """Shown beside the line."""
-    x: tuple[float, ...]
+    x: tuple[float | int, ...]
     """Abscissae; for bars the edges, one more than `y`."""
-    y: tuple[float, ...]
+    y: tuple[float | int, ...]
     """Ordinates."""
-    low: tuple[float, ...] = ()
+    low: tuple[float | int, ...] = ()
     """Lower ends of a band, or empty."""
-    high: tuple[float, ...] = ()
+    high: tuple[float | int, ...] = ()
     """Upper ends of it."""
     mark: Literal["line", "points", "bars"] = "line"
     """How it is drawn."""
@@ -127,7 +126,7 @@ class Rule:
 
     axis: Literal["x", "y"]
     """The axis it stands on: "x" is a vertical line."""
-    value: float
+    value: float | int
     """Where."""
     label: str
     """What it is."""

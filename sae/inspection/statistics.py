@@ -3,7 +3,7 @@
     density interval   p = a / n;  v = D / (D - 1) * sum_d (a_d - p n_d)^2 / n^2  over documents d (ratio estimator);
                        Wilson's interval at the effective size  n_eff = min(n, p (1 - p) / v)
     held-out bits      b = mean over firings of  log2 q(token) / p(token),  q learnt on the documents of the other half:
-                       q(v) = (c_v + alpha p(v)) / (c + alpha),  p the frequencies in the corpus
+                       q(v) = max(c_v - D, 0) / c + (D m / c) p(v),  D = (n_1 + 1) / (n_1 + 1 + 2 n_2),  p the corpus frequencies
     driving tokens     mass(v) = sum of |value| over firings on v;  precision(v) = P(fires | v)
 
 Tokens of one document are not independent draws, so a binomial interval would be far too narrow for a latent that follows a topic: the
@@ -13,8 +13,9 @@ Sampling, 1965).
 The bits are what a reader saves, per firing, when told that the latent fires and asked for the token: a code length paid on documents
 that the code has not seen, so a latent without meaning gets about zero or less, however few its firings, and no permutation is needed.
 For a large sample they reach the Kullback-Leibler divergence of the tokens on firings from those of the corpus (specific information: M.
-R. DeWeese and M. Meister, Network 10, 1999); held-out coding as the measure: J. Rissanen, Ann. Stat. 11, 1983, and A. P. Dawid, JRSS A
-147, 1984.
+R. DeWeese and M. Meister, Network 10, 1999); q, absolute discounting with n_1 and n_2 the tokens seen once and twice of m seen ones: H.
+Ney, U. Essen and R. Kneser, Computer Speech and Language 8, 1994; held-out coding as the measure: J. Rissanen, Ann. Stat. 11, 1983, and
+A. P. Dawid, JRSS A 147, 1984.
 """
 
 import math
@@ -23,8 +24,6 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int, Integer, Shaped
 
-PSEUDO_COUNT = 32.0
-"""alpha: how many imagined firings at corpus frequency stand against the seen ones (a unit of firings)."""
 Z_95 = 1.959963984540054
 """Standard normal quantile of a two-sided 95 % interval."""
 
@@ -40,18 +39,21 @@ def density_interval(documents: Integer[np.ndarray, "n"], sizes: Integer[np.ndar
     """(low, high): the 95 % interval of a latent's density.
 
     `documents` holds the document (0..n_documents-1) of each firing, `sizes` the tokens of each document. With no firing, one firing in
-    every token, or a single document there is no variance between documents to see, and n_eff is the number of tokens.
+    every token, or a single document there is no variance between documents to see, and n_eff is the number of tokens. Without
+    any token it is (0, 1).
     """
     n, n_documents = int(sizes.sum()), len(sizes)
+    if n == 0:
+        return 0.0, 1.0
     p = len(documents) / n
     if n_documents < 2 or not 0 < p < 1:
-        return wilson_interval(p, n)
+        return wilson_interval(p, float(n))
     which, active = np.unique(documents, return_counts=True)
     size, squares = sizes[which].astype(np.float64), float((sizes.astype(np.float64) ** 2).sum())
     spread = float((active.astype(np.float64) ** 2 - 2 * p * active * size).sum()) + p**2 * squares
     variance = n_documents / (n_documents - 1) * spread / n**2
     n_effective = p * (1 - p) / variance if variance > 0 else n
-    return wilson_interval(p, min(n, n_effective))
+    return wilson_interval(p, float(min(n, n_effective)))
 
 
 class Bins(NamedTuple):
@@ -91,7 +93,9 @@ def held_out_bits(ids: Integer[np.ndarray, "n"], half: Bool[np.ndarray, "n"], ba
     other = np.bincount(inverse, minlength=len(tokens)) - one
     bits = 0.0
     for learnt, paid in ((one, other), (other, one)):
-        q = (learnt + PSEUDO_COUNT * p) / (learnt.sum() + PSEUDO_COUNT)
+        once, twice = int((learnt == 1).sum()), int((learnt == 2).sum())
+        discount = (once + 1) / (once + 1 + 2 * twice)
+        q = (np.maximum(learnt - discount, 0) + np.minimum(learnt, discount).sum() * p) / learnt.sum()
         bits += float((paid * np.log2(q / p)).sum())
     return bits / n
 

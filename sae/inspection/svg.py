@@ -32,13 +32,22 @@ def join(parts: Sequence[Markup]) -> Markup:
 
 
 def text(
-    x: float, y: float, content: str, *, anchor: str = "start", class_: str = "label", opacity: float | None = None, **more: object
+    x: float | int,
+    y: float | int,
+    content: str,
+    *,
+    anchor: str = "start",
+    class_: str = "label",
+    opacity: float | int | None = None,
+    **more: object,
 ) -> Markup:
     """A label."""
     return element("text", content, x=float(x), y=float(y), text_anchor=anchor, class_=class_, fill_opacity=opacity, **TEXT | more)
 
 
-def line(x1: float, y1: float, x2: float, y2: float, *, class_: str = "axis", opacity: float = 0.5, **more: object) -> Markup:
+def line(
+    x1: float | int, y1: float | int, x2: float | int, y2: float | int, *, class_: str = "axis", opacity: float | int = 0.5, **more: object
+) -> Markup:
     """A thin straight line."""
     ends = {"x1": float(x1), "y1": float(y1), "x2": float(x2), "y2": float(y2)}
     return element("line", class_=class_, stroke="currentColor", stroke_opacity=opacity, **ends, **more)
@@ -54,18 +63,18 @@ def drawing(width: int, height: int, title: str, parts: Sequence[Markup], *, cla
 class Scale:
     """Maps numbers to pixels, linearly or by logarithm."""
 
-    low: float
+    low: float | int
     """Number at the first pixel."""
-    high: float
+    high: float | int
     """Number at the last pixel."""
-    first: float
+    first: float | int
     """Pixel of `low`."""
-    last: float
+    last: float | int
     """Pixel of `high`."""
     log: bool = False
     """Whether logarithmic."""
 
-    def __call__(self, value: float) -> float:
+    def __call__(self, value: float | int) -> float:
         """The pixel of a number."""
         low, high, value = (math.log(v) for v in (self.low, self.high, value)) if self.log else (self.low, self.high, value)
         return self.first + (value - low) / ((high - low) or 1.0) * (self.last - self.first)
@@ -77,28 +86,28 @@ class Scale:
         return round_ticks(self.low, self.high, n)
 
 
-def round_ticks(low: float, high: float, n: int) -> list[float]:
+def round_ticks(low: float | int, high: float | int, n: int) -> list[float]:
     """Multiples of 1, 2 or 5 times a power of ten, about `n` of them, within [low, high]."""
     if high <= low:
-        return [low]
+        return [float(low)]
     raw = (high - low) / n
     power = 10 ** math.floor(math.log10(raw))
     step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw * 0.999)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    return [i * step for i in range(first, last + 1)]
+    return [float(i * step) for i in range(first, last + 1)]
 
 
-def log_ticks(low: float, high: float) -> list[float]:
+def log_ticks(low: float | int, high: float | int) -> list[float]:
     """Powers of ten within [low, high]; with 2 and 5 times them where that leaves fewer than three."""
     exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for multiples in ((1,), (1, 2, 5)):
         found = [m * 10.0**e for e in exponents for m in multiples if low * 0.999 <= m * 10.0**e <= high * 1.001]
         if len(found) >= 3:
             return found
-    return found or [low]
+    return found or [float(low)]
 
 
-def tick_label(value: float) -> str:
+def tick_label(value: float | int) -> str:
     """A tick's number, as short as it can be."""
     if value and (abs(value) >= 1e5 or abs(value) < 1e-3):
         return number(float(value), 2)
@@ -106,15 +115,15 @@ def tick_label(value: float) -> str:
     return (f"{int(value):,}".replace(",", "\u202f") if float(value).is_integer() else rounded).replace("-", "−")
 
 
-def spread(positions: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+def spread(positions: Sequence[float | int], gap: float | int, low: float | int, high: float | int) -> list[float]:
     """The positions, moved as little as needed (in order) so that neighbours are at least `gap` apart within [low, high]."""
     order = sorted(range(len(positions)), key=lambda i: (positions[i], i))
     placed = [0.0] * len(positions)
-    bottom = low
+    bottom = float(low)
     for i in order:
-        placed[i] = max(positions[i], bottom)
+        placed[i] = max(float(positions[i]), bottom)
         bottom = placed[i] + gap
-    top = high
+    top = float(high)
     for i in reversed(order):
         placed[i] = min(placed[i], top)
         top = placed[i] - gap
