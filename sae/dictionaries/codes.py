@@ -107,7 +107,11 @@ class SparseCodes:
 
     def mean_l0(self) -> float:
         """Mean number of distinct active latents per row; nan for no rows."""
-        return float(self.merged().counts.double().mean()) if len(self) else float("nan")
+        if not len(self):
+            return float("nan")
+        label = torch.where(self.active(), self.indices, self.d_sae).sort(dim=1).values
+        n_repeats = ((label[:, 1:] == label[:, :-1]) & (label[:, 1:] < self.d_sae)).sum()
+        return float(self.counts.sum() - n_repeats) / len(self)
 
     def detach(self) -> "SparseCodes":
         """The same codes without their autograd history."""

@@ -21,9 +21,9 @@ from sae.dictionaries.kernels.reference import weighted_rows
 
 GRAM_BYTES = 1 << 30
 """The Gram matrix is used up to this size in bytes; beyond it correlations are recomputed from the residual at every step."""
-CACHE_BYTES = 1 << 19
-"""Correlations updated together, in bytes: a chunk of rows stays in a core's cache through all its steps."""
-SWEEP_BYTES = 3 << 16
+CACHE_BYTES = 1 << 21
+"""Correlations updated together, in bytes: a chunk of rows stays in the cache through all its steps."""
+SWEEP_BYTES = 1 << 20
 """Size in bytes of each of the four [rows, d_in] buffers of the reverse sweep."""
 
 
@@ -63,41 +63,45 @@ def select(x: Float[Tensor, "n d_in"], atoms: Float[Tensor, "d_sae d_in"], k: in
     n, d_sae = len(x), len(atoms)
     G = gram(atoms) if uses_gram(n, k, d_sae, x.element_size()) else None
     energy = x.square().sum(1)
-    path = Path(x.new_zeros(n, k), torch.zeros(n, k, dtype=torch.long, device=x.device), energy.new_zeros(n, dtype=torch.long),
-                energy.new_empty(n, k + 1), x)  # fmt: skip
+    values, indices = x.new_zeros(k, n), torch.zeros(k, n, dtype=torch.long, device=x.device)
     chunk = max(1, CACHE_BYTES // (d_sae * x.element_size()))
-    for start in range(0, n, 16 * chunk):
-        block = slice(start, start + 16 * chunk)
-        correlations = x[block] @ atoms.T
+    for start in range(0, n, 4 * chunk):
+        correlations = x[start : start + 4 * chunk] @ atoms.T
         for inner in range(0, len(correlations), chunk):
             rows = slice(start + inner, min(start + inner + chunk, n))
-            part = Path(*(field[rows] for field in path))
-            _select_chunk(correlations[inner : inner + chunk], part, atoms, G, tol, signed)
-    return path._replace(residual=x - weighted_rows(path.values, path.indices, atoms))
+            c = correlations[inner : inner + chunk]
+            _select_chunk(c, x[rows], energy[rows], atoms, G, tol, signed, values[:, rows], indices[:, rows])
+    values = values.T.contiguous()
+    active = values != 0
+    indices = indices.T * active
+    energies = torch.cat([energy[:, None], (energy[:, None] - values.square().cumsum(1)).clamp_(min=0)], dim=1)
+    return Path(values, indices, active.sum(1), energies, x - weighted_rows(values, indices, atoms))
 
 
-def _select_chunk(c: Tensor, path: Path, atoms: Tensor, G: Tensor | None, tol: float | None, signed: bool) -> None:
-    """Fill one chunk of `path` in place, whose `residual` is x; `c` holds the correlations and is overwritten."""
-    k = path.values.shape[1]
-    energy = path.residual.square().sum(1)
+def _select_chunk(
+    c: Tensor, x: Tensor, energy: Tensor, atoms: Tensor, G: Tensor | None, tol: float | None, signed: bool, values: Tensor, indices: Tensor
+) -> None:
+    """Fill one chunk's values and indices [k, rows] in place; `c` holds its correlations and is overwritten.
+
+    A row that stops has a = 0 from then on: its correlations no longer change, so it stays stopped.
+    """
     floor = torch.finfo(c.dtype).eps * energy.sqrt()
-    enough = energy * (tol * tol if tol is not None else -1.0)
-    residual = path.residual.clone() if G is None else None
-    path.energies[:, 0] = energy
+    enough = None if tol is None else energy * (tol * tol)
+    residual = x.clone() if G is None else None
     buffer = torch.empty_like(c)
-    for t in range(k):
+    for t in range(len(values)):
         a, j = largest_entry(c, torch.abs(c, out=buffer) if signed else c)
-        going = (a.abs() > floor) & (energy > enough)  # nothing of a stopped row changes any more, so it stays stopped
-        a, j = a * going, j * going
-        if not bool(going.any()):
-            path.energies[:, t + 1 :] = energy[:, None]
+        going = (a.abs() if signed else a) > floor
+        if enough is not None:
+            going &= energy > enough
+        a = torch.mul(a, going, out=values[t])
+        indices[t] = j
+        if t % 8 == 7 and not bool(going.any()):
             return
-        path.values[:, t], path.indices[:, t] = a, j
-        path.counts.add_(going)
-        energy = (energy - a * a).clamp_(min=0)
-        path.energies[:, t + 1] = energy
-        if t + 1 == k:
+        if t + 1 == len(values):
             return
+        if enough is not None:
+            energy = energy - a * a
         if G is not None:
             torch.index_select(G, 0, j, out=buffer)
             c.addcmul_(buffer, a[:, None], value=-1)
@@ -129,16 +133,18 @@ def reverse_sweep(
     grad_x, grad_atoms = grad_residual.clone(), torch.zeros_like(atoms)
     chunk = max(1, SWEEP_BYTES // (d_in * atoms.element_size()))
     residual, d, step = (atoms.new_empty(min(chunk, n), d_in) for _ in range(3))
+    indices, values = path.indices.T.contiguous(), path.values.T.contiguous()[:, :, None]
+    # A stopped row has a = 0 and j = 0; its u must vanish too.
+    active, h = (values != 0).to(atoms.dtype), grad_values.T.contiguous()[:, :, None]
     for start in range(0, n, chunk):
         rows = slice(start, min(start + chunk, n))
         g = grad_x[rows]
         m, n_steps = len(g), int(path.counts[rows].max())
         r, d_t, dd = residual[:m].copy_(path.residual[rows]), d[:m], step[:m]
         for t in reversed(range(n_steps)):
-            j, a = path.indices[rows, t], path.values[rows, t, None]
+            j, a = indices[t, rows], values[t, rows]
             torch.index_select(atoms, 0, j, out=d_t)
-            # A stopped row has a = 0 and j = 0; its u must vanish too.
-            u = ((grad_values[rows, t] - torch.linalg.vecdot(g, d_t)) * (path.counts[rows] > t))[:, None]
+            u = (h[t, rows] - torch.linalg.vecdot(g, d_t)[:, None]) * active[t, rows]
             r.addcmul_(d_t, a)
             torch.mul(r, u, out=dd).addcmul_(g, a, value=-1)
             grad_atoms.index_add_(0, j, dd)
@@ -175,7 +181,7 @@ def _select_orthogonally_chunk(path: Path, atoms: Tensor, tol: float | None, sig
         for _ in range(2):
             q = q - torch.einsum("nt,ntd->nd", torch.einsum("ntd,nd->nt", basis[:, :t], q), basis[:, :t])
         norm = torch.linalg.vector_norm(q, dim=1)
-        going = (a.abs() > floor) & (energy > enough) & (norm > eps**0.5) & (path.counts == t)
+        going = ((a.abs() if signed else a) > floor) & (energy > enough) & (norm > eps**0.5) & (path.counts == t)
         q = q / norm.clamp_min(eps)[:, None] * going[:, None]
         basis[:, t] = q
         projection = torch.linalg.vecdot(q, r)
