@@ -13,7 +13,7 @@ from functools import cache
 from typing import Literal
 
 import jinja2
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from sae.errors import ConfigError
 from sae.inspection.charts import histogram_chart, sparkline, step_chart
@@ -34,6 +34,7 @@ NOTEBOOK_STYLES = {
     "main": "vertical-align:top;text-align:left;border:none;padding:0 18px 0 0;width:66%",
     "side": "vertical-align:top;text-align:left;border:none;padding:0;width:34%",
     "h": "margin:10px 0 3px 0;font-size:13px;font-weight:600",
+    "interval": "margin:6px 0 0 0;font-size:12px;font-weight:600",
     "kwic": "border-collapse:collapse;border:none;background-color:transparent;width:100%;table-layout:fixed;font-size:13px",
     "kwic-value": "width:52px;text-align:right;padding:1px 8px 1px 0;border:none;font-size:12px;white-space:nowrap;opacity:.8",
     "kwic-left": "width:42%;text-align:right;padding:1px 0;border:none;white-space:pre;overflow:hidden",
@@ -117,6 +118,17 @@ class Look:
         styles += [NOTEBOOK_STYLES["peak"]] * peak
         return Markup('style="{}"').format(";".join(styles)) if styles else Markup("")
 
+    def span(self, span: Span, peak: bool = False) -> Markup:
+        """A token, or a run of tokens without value, isolated from the direction of its neighbours."""
+        attributes = " ".join(
+            filter(None, (self.heat(span.level, span.negative, peak), f'title="{escape(span.title)}"' if span.title else ""))
+        )
+        return Markup(f"<bdi {attributes}>{escape(span.text)}</bdi>" if attributes else f"<bdi>{escape(span.text)}</bdi>")
+
+    def spans(self, spans: list[Span], lines: bool = False) -> Markup:
+        """Spans one after the other; with `lines`, lines end where the text's do."""
+        return Markup("").join(self.span(s) + Markup("<br>" if lines and s.breaks else "") for s in spans)
+
 
 @dataclass(frozen=True)
 class FeatureCard:
@@ -125,7 +137,7 @@ class FeatureCard:
     record: FeatureRecord
     """The numbers and passages."""
 
-    def html(self, skin: Literal["page", "notebook"] = "page", *, links: Mapping[int, str] | None = None) -> str:
+    def html(self, skin: str = "page", *, links: Mapping[int, str] | None = None) -> str:
         """The card as an HTML fragment. `links` gives the addresses of the neighbours that have a page. Raises ConfigError for an unknown
         skin."""
         if skin not in ("page", "notebook"):

@@ -256,14 +256,15 @@ def test_a_bad_latent_is_named_with_what_is_allowed(case, bad):
 def test_numpy_integers_are_latents_and_iteration_ends(case):
     index, _, _, _ = case
     assert index[np.int64(3)].record == index.record(3)
-    assert [card.record.index for card in index] == list(range(20)) and len(index) == 20
+    assert [card.record.index for card in index] == list(range(20))
+    assert len(index) == 20
 
 
 def test_a_bad_token_site_batch_or_setting_is_refused_before_any_work(case, tmp_path):
     index, store, dictionary, _ = case
     with pytest.raises(ConfigError, match=r"token must be in 0\.\.223, got 224"):
         index.at_token(224)
-    with pytest.raises(ConfigError, match="site must be one of blocks.1.hook_resid_post, got 'nowhere'"):
+    with pytest.raises(ConfigError, match=r"site must be one of blocks\.1\.hook_resid_post, got 'nowhere'"):
         build_index(store, "nowhere", dictionary, tmp_path / "x")
     with pytest.raises(ConfigError, match="batch_tokens must be a positive integer, got 0"):
         build_index(store, SITE, dictionary, tmp_path / "x", batch_tokens=0)
