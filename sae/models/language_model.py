@@ -8,6 +8,7 @@ The weights are raw: nothing folded, so activations and logits are those of the 
 import copy
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -61,7 +62,7 @@ class LanguageModel:
                 raise ConfigError("tokenizer must be given with a loaded model, got None (LanguageModel.load)")
             model, name = source, Path(source.name_or_path).name or type(source).__name__
         digest = digest_tensors(weights(model))
-        model.to(device=device, dtype=dtype or model.dtype)
+        torch.nn.Module.to(model, device=device, dtype=dtype or model.dtype)
         return cls(Bridge(model), tokenizer, name=name, digest=digest)
 
     @property
@@ -86,7 +87,8 @@ class LanguageModel:
         Raises ConfigError when the tokenizer has none of them.
         """
         named = self.tokenizer.get_vocab().get("<|endoftext|>")
-        for candidate in (named, self.tokenizer.eos_token_id, self.tokenizer.bos_token_id):
+        candidates: tuple[Any, ...] = (named, self.tokenizer.eos_token_id, self.tokenizer.bos_token_id)
+        for candidate in candidates:
             if candidate is not None:
                 return int(candidate)
         raise ConfigError(f"the tokenizer of {self.name} has no <|endoftext|>, end-of-sequence or BOS token to separate documents with")
@@ -102,8 +104,8 @@ class LanguageModel:
         """Token ids of each text. No special tokens are added, and text that spells one is taken as text."""
         if len(texts) == 0:
             return []
-        options = {"add_special_tokens": False, "split_special_tokens": True, "return_attention_mask": False, "verbose": False}
-        encoded = self.tokenizer(list(texts), **options)
+        no: dict[str, Any] = {"add_special_tokens": False, "return_attention_mask": False, "verbose": False}
+        encoded: Any = self.tokenizer(list(texts), split_special_tokens=True, **no)
         return [list(ids) for ids in encoded["input_ids"]]
 
     def vocabulary(self) -> list[str]:
@@ -113,7 +115,7 @@ class LanguageModel:
         """
         n_used = min(len(self.tokenizer), self.shape.d_vocab)
         raw = self.tokenizer.convert_ids_to_tokens(list(range(n_used)))
-        texts = self.tokenizer.batch_decode([[i] for i in range(n_used)], clean_up_tokenization_spaces=False)
+        texts: list[str] = self.tokenizer.batch_decode([[i] for i in range(n_used)], clean_up_tokenization_spaces=False)
         for i, (token, text) in enumerate(zip(raw, texts, strict=True)):
             if token.startswith("\u2581") and not text.startswith(" "):
                 texts[i] = f" {text}"  # SentencePiece's space, which decoding drops at the start of a text

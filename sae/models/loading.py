@@ -94,7 +94,7 @@ def forget_quantization_(model: PreTrainedModel) -> None:
     for attribute, value in (("hf_quantizer", None), ("is_quantized", False), ("quantization_method", None)):
         setattr(model, attribute, value)
     if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
+        delattr(model.config, "quantization_config")
     model.config.architectures = [type(model).__name__]
 
 

@@ -15,7 +15,7 @@ from sae.errors import ConfigError
 
 Kind = Literal["resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "z", "mlp_post"]
 
-SUFFIXES: dict[str, str] = {
+SUFFIXES: dict[Kind, str] = {
     "resid_pre": "hook_resid_pre",
     "resid_mid": "hook_resid_mid",
     "resid_post": "hook_resid_post",
@@ -67,7 +67,7 @@ class Site:
         Raises ConfigError for an unknown kind or a layer out of range; the message gives the nearest valid names.
         """
         found = re.fullmatch(r"blocks\.(0|[1-9]\d*)\.(.+)", name)
-        kinds = {suffix: kind for kind, suffix in SUFFIXES.items()}
+        kinds: dict[str, Kind] = {suffix: kind for kind, suffix in SUFFIXES.items()}
         if found is None or found[2] not in kinds or int(found[1]) >= shape.n_layers:
             raise ConfigError(
                 f"unknown site {name!r}; nearest: {', '.join(_nearest(name, shape))} "
@@ -82,7 +82,7 @@ def site_names(shape: ModelShape) -> list[str]:
     return [f"blocks.{layer}.{SUFFIXES[kind]}" for layer in range(shape.n_layers) for kind in get_args(Kind)]
 
 
-def _width(kind: str, shape: ModelShape) -> int:
+def _width(kind: Kind, shape: ModelShape) -> int:
     return {"z": shape.n_heads * shape.d_head, "mlp_post": shape.d_mlp}.get(kind, shape.d_model)
 
 

@@ -5,6 +5,8 @@ Everything here that is less obvious than it looks:
 * The bridge wraps the Hugging Face model **in place**: its submodules are replaced and its attention becomes eager. The weights are the raw
   ones (nothing folded, no compatibility mode), so logits and activations are those of the model as published.
 * The bridge gets no tokenizer: it is only ever given tensors.
+* TransformerLens computes each norm twice, once as the model does and once for hooks within the norm: 4 % and more of a pass. No site is
+  within a norm, so it is computed once.
 * A pass that captures is stopped by the last wanted activation itself: `stop_at_layer` cannot stop after the last block.
 * TransformerLens reads resid_mid where the second norm does, beside the residual stream: what a hook returns there reaches the MLP only. An
   edit of resid_mid is therefore carried on to resid_post, where the skip connection would have brought it.
@@ -50,6 +52,7 @@ class Bridge:
         self.shape = _shape(self._bridge.cfg, model)
         for parameter in [*model.parameters(), *self._bridge.parameters()]:
             parameter.requires_grad_(False)
+        _compute_norms_once_(self._bridge)
         self._points: dict[str, Any] = dict(self._bridge.hook_dict)
         self._lock = threading.RLock()
 
@@ -141,7 +144,20 @@ class Bridge:
 
     def unembedding(self) -> Tensor:
         """W_U as rows: [d_vocab, d_model]."""
-        return self.model.get_output_embeddings().weight
+        return _unembedding(self.model)
+
+
+def _compute_norms_once_(bridge: nn.Module) -> None:
+    from transformer_lens.model_bridge import NormalizationBridge
+
+    def once(norm: Any, acts: Tensor, **_: Any) -> Tensor:
+        acts = norm.hook_in(acts)
+        return norm.hook_out(norm.original_component(acts).to(acts.dtype))
+
+    for module in bridge.modules():
+        delegates = isinstance(module, NormalizationBridge) and module.use_native_layernorm_autograd
+        if delegates and type(module).forward is NormalizationBridge.forward:
+            object.__setattr__(module, "forward", functools.partial(once, module))
 
 
 def _carried(hooks: Sequence[tuple[Site, Hook]]) -> list[tuple[Site, Hook]]:
@@ -183,18 +199,22 @@ def _flat(site: Site, hook: Hook) -> Callable[..., Tensor | None]:
 
 
 def _shape(config: Any, model: PreTrainedModel) -> ModelShape:
-    unembedding = model.get_output_embeddings()
-    if unembedding is None:
-        raise ConfigError(f"{type(model).__name__} has no output embedding; a causal language model is needed")
     return ModelShape(
         n_layers=int(config.n_layers),
         d_model=int(config.d_model),
         d_mlp=int(config.d_mlp),
         n_heads=int(config.n_heads),
         d_head=int(config.d_head),
-        d_vocab=int(unembedding.weight.shape[0]),
+        d_vocab=int(_unembedding(model).shape[0]),
         n_ctx=int(config.n_ctx),
     )
+
+
+def _unembedding(model: PreTrainedModel) -> Tensor:
+    layer: Any = model.get_output_embeddings()
+    if layer is None:
+        raise ConfigError(f"{type(model).__name__} has no output embedding; a causal language model is needed")
+    return layer.weight
 
 
 def weights(model: PreTrainedModel) -> Mapping[str, Tensor]:
