@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sae.activations.corpus import Corpus
+from sae.activations.corpus import Corpus, Document
 from sae.activations.manifest import (
     DTYPES,
     CaptureConfig,
@@ -53,7 +53,7 @@ from sae.models.tokens import TokenRow, pack
 from sae.storage import lock, map_tensors
 from sae.storage.atomic import TEMPORARY_PREFIX
 
-DOCUMENTS_PER_TOKENIZATION = 32
+CHARACTERS_PER_TOKENIZATION = 50_000  # enough for the tokenizer to be efficient, little to have done in vain
 T = TypeVar("T")
 
 
@@ -103,7 +103,7 @@ def _describe(model: LanguageModel, corpus: Corpus, config: CaptureConfig) -> Ma
         digest=model.digest,
         dtype=str(model.dtype).removeprefix("torch."),
         d_vocab=model.shape.d_vocab,
-        vocabulary=digest(model.vocabulary()),
+        vocabulary=digest(model.tokenizer.get_vocab()),
         separator_id=model.separator_id if config.separator else None,
     )
     return Manifest(
@@ -158,12 +158,25 @@ def _rows(model: LanguageModel, corpus: Corpus, config: CaptureConfig) -> Iterat
     """Every row of the packed corpus, in order; a few documents are in memory at a time."""
 
     def documents() -> Iterator[tuple[int, Sequence[int]]]:
-        for chunk in _chunks(corpus.documents(), DOCUMENTS_PER_TOKENIZATION):
+        for chunk in _texts_of_length(corpus.documents(), CHARACTERS_PER_TOKENIZATION):
             token_lists = model.tokenize([document.text for document in chunk])
             yield from zip((document.id for document in chunk), token_lists, strict=True)
 
     separator_id = model.separator_id if config.separator else None
     return pack(documents(), context=config.context, separator_id=separator_id, bos_id=config.bos_id)
+
+
+def _texts_of_length(documents: Iterable[Document], n_characters: int) -> Iterator[list[Document]]:
+    """Consecutive documents, in lists that end with the document that brings them to `n_characters`."""
+    chunk, length = [], 0
+    for document in documents:
+        chunk.append(document)
+        length += len(document.text)
+        if length >= n_characters:
+            yield chunk
+            chunk, length = [], 0
+    if chunk:
+        yield chunk
 
 
 def _chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
@@ -229,8 +242,9 @@ def _run(
     for site in sites:
         acts, norms = buffers.sites[site.name].acts[rows], buffers.sites[site.name].norms[rows]
         acts.copy_(captured[site].reshape(-1, site.width))
-        check_finite(acts, site=site.name, first_token=(first_row + row) * context, context=context)
         torch.linalg.vector_norm(acts, dim=1, dtype=torch.float32, out=norms)
+        if not bool(torch.isfinite(norms).all()):
+            check_finite(acts, site=site.name, first_token=(first_row + row) * context, context=context)
 
 
 def _is_there(path: Path, index: int, tokens: Tensor, document_ids: Tensor) -> bool:

@@ -85,7 +85,7 @@ class ModelRecord:
     d_vocab: int
     """Size of its vocabulary (tokens)."""
     vocabulary: str
-    """SHA-256 of the strings of all tokens in order: the tokenizer's identity."""
+    """SHA-256 of the tokenizer's tokens with their ids."""
     separator_id: int | None
     """Token that opens every document, or None when none was used."""
 

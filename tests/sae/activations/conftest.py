@@ -14,14 +14,14 @@ RESID, MLP = "blocks.1.hook_resid_post", "blocks.1.mlp.hook_post"
 
 
 class PlantedModel(LanguageModel):
-    """Acts are table[token] + 0.3 * wave[position]; 40 times that at position 0, and `boost` times at separators."""
+    """Acts are table[token] + 0.3 * wave[position]; half more at position 0; separators are 3, 5, 7 or 30 times as large."""
 
     shape = dtype = device = separator_id = None  # plain attributes here
 
-    def __init__(self, *, d_vocab=300, digest="d" * 64, boost=30.0, seed=0):
-        self.name, self.digest, self.separator_id, self.boost = "planted", digest, 0, boost
+    def __init__(self, *, d_vocab=300, digest="d" * 64, seed=0):
+        self.name, self.digest, self.separator_id = "planted", digest, 0
         self.shape = ModelShape(n_layers=3, d_model=8, d_mlp=24, n_heads=2, d_head=4, d_vocab=d_vocab, n_ctx=64)
-        self.dtype, self.device = torch.float32, torch.device("cpu")
+        self.dtype, self.device, self.tokenizer = torch.float32, torch.device("cpu"), self
         generator = torch.Generator().manual_seed(seed)
         self.tables = {width: torch.randn(300, width, generator=generator) + torch.arange(width) / width for width in (8, 24)}
         self.waves = {width: torch.randn(64, width, generator=generator) for width in (8, 24)}
@@ -34,15 +34,16 @@ class PlantedModel(LanguageModel):
     def tokenize(self, texts):
         return [[1 + byte for byte in text.encode()] for text in texts]
 
-    def vocabulary(self):
-        return [f"<{i}>" for i in range(self.shape.d_vocab)]
+    def get_vocab(self):
+        return {f"<{i}>": i for i in range(self.shape.d_vocab)}
 
     def capture(self, tokens, sites, *, edits=()):
         captured = {}
         for site in sites:
             acts = self.tables[site.width][tokens] + 0.3 * self.waves[site.width][: tokens.shape[1]]
-            acts[tokens == 0] *= self.boost
-            acts[:, 0] *= 40.0
+            boosts = torch.tensor([3.0, 5.0, 7.0, 30.0])[torch.arange(tokens.shape[1]) % 4]
+            acts *= torch.where(tokens == 0, boosts, 1.0)[..., None]
+            acts[:, 0] *= 1.5
             for (row, position), value in self.poison.items():
                 if self.n_rows_run <= row < self.n_rows_run + len(tokens):
                     acts[row - self.n_rows_run, position, 3] = value

@@ -84,6 +84,9 @@ def test_another_seed_shuffles_otherwise_but_keeps_the_split(store):
     assert torch.equal(first.sort().values, second.sort().values)
     third = torch.cat(list(store.batch_indices(RESID, batch_size=50, seed=0, split="held_out", split_seed=3)))
     assert set(first.tolist()) != set(third.tolist())
+    trained = next(store.batch_indices(RESID, batch_size=500, seed=0, split_seed=3))
+    assert not set(trained.tolist()) & set(third.tolist())
+    assert set(trained.tolist()) & set(first.tolist())
 
 
 def test_held_out_zero_trains_on_everything(store):

@@ -33,7 +33,7 @@ def brute_force(planted, document_texts, n_rows=55, context=32):
         rows = []
         for t, (token, _) in enumerate(stream):
             row = table[token] + 0.3 * model.waves[width][t % context]
-            rows.append(row * (model.boost if token == 0 else 1.0) * (40.0 if t % context == 0 else 1.0))
+            rows.append(row * ((3.0, 5.0, 7.0, 30.0)[t % context % 4] if token == 0 else 1.0) * (1.5 if t % context == 0 else 1.0))
         acts[width] = torch.stack(rows)
     return torch.tensor([token for token, _ in stream]), torch.tensor([number for _, number in stream]), acts
 
@@ -91,9 +91,9 @@ def test_mask_is_position_zero_and_six_medians_by_brute_force(store, truth):
         median = sorted(inner)[len(inner) // 2] if len(inner) % 2 else sum(sorted(inner)[len(inner) // 2 - 1 : len(inner) // 2 + 1]) / 2
         expected = torch.tensor([t % 32 != 0 and norms[t] <= 6.0 * median for t in range(store.n_tokens)])
         assert torch.equal(store.mask(site), expected)
-        inside = (tokens == 0) & (torch.arange(store.n_tokens) % 32 != 0)
-        assert inside.sum() > 10
-        assert not store.mask(site)[inside].any()  # the planted outliers
+        positions = torch.arange(store.n_tokens) % 32
+        assert not store.mask(site)[(tokens == 0) & (positions % 4 == 3)].any()  # separators of 30 times the size
+        assert store.mask(site)[(tokens == 0) & (positions % 4 == 0) & (positions > 0)].any()  # and of 3 times
         assert store.statistics(site).median_norm == pytest.approx(median, rel=1e-6)
         assert store.statistics(site).threshold == 6.0 * store.statistics(site).median_norm
 
