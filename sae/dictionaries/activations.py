@@ -1,9 +1,11 @@
 """Sparse activations: what an autoencoder keeps of its pre-activations.
 
-    TopK        z = ReLU(the k largest of pre_acts per row)          Makhzani & Frey 2013 (1312.5663); Gao et al. 2024 (2406.04093) section 2.3
+    TopK        z = ReLU(the k largest of pre_acts per row)          Makhzani & Frey 2013 (1312.5663); Gao et al. 2024 (2406.04093) section
+    2.3
 
-An activation is a frozen, callable value. It maps a block of pre-activations [n, d_sae] to the slots that may be active, `Slots(values, indices)`;
-a slot with value 0 is not active. Architectures of the one-layer family differ in nothing else, so a new one is a class here and a name in `Activation`.
+An activation is a frozen, callable value. It maps a block of pre-activations [n, d_sae] to the slots that may be active, `Slots(values,
+indices)`; a slot with value 0 is not active. Architectures of the one-layer family differ in nothing else, so a new one is a class here and
+a name in `Activation`.
 """
 
 import math
@@ -56,8 +58,9 @@ Activation = TopK
 def largest(rows: Float[Tensor, "n width"], k: int) -> Slots:
     """The k largest entries of each row, as torch.topk gives them up to the order of ties, several times faster for k << width.
 
-    The width is cut into groups; every one of the k largest lies in one of the k groups with the largest maxima (if an entry's group were not among
-    them, k other groups would each hold a larger entry). So the group maxima are ranked first, then only the members of the k best groups.
+    The width is cut into groups; every one of the k largest lies in one of the k groups with the largest maxima (if an entry's group were
+    not among them, k other groups would each hold a larger entry). So the group maxima are ranked first, then only the members of the k
+    best groups.
     """
     n, width = rows.shape
     size = _group_size(width, k)
@@ -72,7 +75,9 @@ def largest(rows: Float[Tensor, "n width"], k: int) -> Slots:
 
 
 def _group_size(width: int, k: int) -> int:
-    """The divisor of `width` near sqrt(width / k), which balances ranking the group maxima against ranking the members; 1 where grouping does not pay."""
+    """The divisor of `width` near sqrt(width / k), which balances ranking the group maxima against ranking the members; 1 where
+    grouping does not pay.
+    """
     wanted = math.sqrt(width / k)
     divisors = [size for size in (4, 5, 6, 7, 8, 9, 10, 12, 16, 24, 32) if width % size == 0 and width // size >= 2 * k]
     return min(divisors, key=lambda size: abs(math.log(size / wanted)), default=1)

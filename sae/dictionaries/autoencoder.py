@@ -76,7 +76,9 @@ class Autoencoder(Dictionary):
 
     @torch.no_grad()
     def fold(self) -> "Autoencoder":
-        """The same function on activations with identity scaling: b_enc' = b_enc / scale, b_dec' = b_dec / scale + mean, weights unchanged."""
+        """The same function on activations with identity scaling: b_enc' = b_enc / scale, b_dec' = b_dec / scale + mean, weights
+        unchanged.
+        """
         scaling = self.scaling
         folded = Autoencoder(self.config, provenance=self.provenance).to(self.W_dec)
         folded.W_enc.copy_(self.W_enc)

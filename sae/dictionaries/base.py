@@ -22,8 +22,8 @@ from sae.fingerprint import digest, digest_tensors, to_json
 
 
 @runtime_checkable
-class DictionaryConfig(Protocol):
-    """What every dictionary's configuration has."""
+class Widths(Protocol):
+    """The widths that every configuration states."""
 
     @property
     def d_in(self) -> int:
@@ -39,14 +39,14 @@ class DictionaryConfig(Protocol):
 class Dictionary(nn.Module, ABC):
     """Encodes activations sparsely over d_sae atoms and decodes them again; see the module's text for the equations.
 
-    In train and eval mode alike, a row's codes depend on that row only. `provenance` is free-form JSON set by whoever trained it: by convention
-    `site`, `model_digest`, `store_digest` and `training`; it is saved, but is not part of `digest`.
+    In train and eval mode alike, a row's codes depend on that row only. `provenance` is free-form JSON set by whoever trained it: by
+    convention `site`, `model_digest`, `store_digest` and `training`; it is saved, but is not part of `digest`.
     """
 
     W_dec: Float[Tensor, "d_sae d_in"]
     b_dec: Float[Tensor, "d_in"]
 
-    def __init__(self, config: DictionaryConfig, scaling: Scaling | None, provenance: Mapping[str, Any] | None):
+    def __init__(self, config: Widths, scaling: Scaling | None, provenance: Mapping[str, Any] | None):
         super().__init__()
         scaling = scaling or Scaling.identity(config.d_in)
         if scaling.mean.shape != (config.d_in,):
@@ -85,7 +85,9 @@ class Dictionary(nn.Module, ABC):
     def pre_acts(
         self, x: Float[Tensor, "n d_in"], residual: Float[Tensor, "n d_in"], latents: Int[Tensor, "m"]
     ) -> Float[Tensor, "n m"]:
-        """What the given latents would answer if they were asked, for x and what the active ones left of it; differentiable in the parameters."""
+        """What the given latents would answer if they were asked, for x and what the active ones left of it; differentiable in the
+        parameters.
+        """
 
     @abstractmethod
     def fold(self) -> "Dictionary":

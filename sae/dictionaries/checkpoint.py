@@ -4,8 +4,8 @@
     weights.safetensors   W_dec [d_sae, d_in], b_dec [d_in], scaling_mean [d_in], and what else the kind has
     provenance.json       where it came from: site, model and store digests, training configuration
 
-The folder appears whole or not at all. Loading is strict: an unknown key, a missing or unexpected tensor, a wrong shape or changed bytes are errors that
-name the file and the thing.
+The folder appears whole or not at all. Loading is strict: an unknown key, a missing or unexpected tensor, a wrong shape or changed bytes
+are errors that name the file and the thing.
 """
 
 from pathlib import Path
@@ -66,7 +66,7 @@ def load_dictionary(folder: str | Path) -> Dictionary:
     dictionary.to(tensors["W_dec"].dtype)
     dictionary.load_state_dict(tensors)
     if dictionary.digest != head["digest"]:
-        raise FormatError(f"{folder} is damaged: its weights have digest {dictionary.digest[:12]}, {path.name} records {head['digest'][:12]}")
+        raise FormatError(f"{folder} is damaged: its weights digest to {dictionary.digest[:12]}, not {head['digest'][:12]}")
     return dictionary
 
 

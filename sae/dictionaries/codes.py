@@ -2,8 +2,8 @@
 
     z[row, indices[row, s]] += values[row, s]      for s < counts[row]
 
-Row r of the batch has `counts[r]` active slots; the slots after them hold index 0 and value 0. The order of the slots is the encoder's: largest
-first for TopK, order of selection for pursuit.
+Row r of the batch has `counts[r]` active slots; the slots after them hold index 0 and value 0. The order of the slots is the encoder's:
+largest first for TopK, order of selection for pursuit.
 """
 
 from collections.abc import Sequence
@@ -87,7 +87,9 @@ class SparseCodes:
         return matrix
 
     def merged(self) -> "SparseCodes":
-        """The same z with a latent at most once per row, its values summed, in the order of first appearance. Differentiable in `values`."""
+        """The same z with a latent at most once per row, its values summed, in the order of first appearance. Differentiable in
+        `values`.
+        """
         n, k_max = self.indices.shape
         label = torch.where(self.active(), self.indices, self.d_sae)
         sorted_label, position = label.sort(dim=1, stable=True)

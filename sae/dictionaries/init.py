@@ -25,8 +25,8 @@ MAX_GAIN_ROWS = 4_096
 def geometric_median(x: Float[Tensor, "n d_in"], *, max_iterations: int = 100, tolerance: float = 1e-5) -> Float[Tensor, "d_in"]:
     """argmin_m sum_i |x_i - m| by Weiszfeld's iteration m <- sum_i w_i x_i / sum_i w_i, w_i = 1 / |x_i - m|, from the mean.
 
-    Stops when m moves by less than `tolerance` of the mean distance to it. Distances are floored at the same size, so a row that coincides with m
-    does no harm. Computed in float32 or wider.
+    Stops when m moves by less than `tolerance` of the mean distance to it. Distances are floored at the same size, so a row that coincides
+    with m does no harm. Computed in float32 or wider.
     """
     x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
     median = x.mean(0)
@@ -46,8 +46,8 @@ def geometric_median(x: Float[Tensor, "n d_in"], *, max_iterations: int = 100, t
 def initialise_(dictionary: Dictionary, acts: Float[Tensor, "n d_in"], *, atoms: Literal["data", "random"] = "data", seed: int = 0) -> None:
     """Start `dictionary` from a sample of activations, in place: b_dec, atoms, and for an Autoencoder the tied encoder and b_enc = 0.
 
-    With `atoms="data"` atoms are normalised centred rows of the sample, drawn without replacement; if it has fewer rows than latents, the rest is
-    random. Raises ConfigError for an empty sample, the wrong width or values that are not finite.
+    With `atoms="data"` atoms are normalised centred rows of the sample, drawn without replacement; if it has fewer rows than latents, the
+    rest is random. Raises ConfigError for an empty sample, the wrong width or values that are not finite.
     """
     x = dictionary.scaled(acts)
     if not len(x):
@@ -69,8 +69,11 @@ def initialise_(dictionary: Dictionary, acts: Float[Tensor, "n d_in"], *, atoms:
         dictionary.W_enc.mul_(best_gain(dictionary, x[order[:MAX_GAIN_ROWS]]))
 
 
+@torch.no_grad()
 def best_gain(dictionary: Autoencoder, x: Float[Tensor, "n d_in"]) -> float:
-    """argmin_g sum |x - b_dec - g z W_dec|^2 for the codes z of x: the factor on W_enc (with b_enc = 0) that reconstructs best; 1 if z = 0."""
+    """argmin_g sum |x - b_dec - g z W_dec|^2 for the codes z of x: the factor on W_enc (with b_enc = 0) that reconstructs best; 1 if z
+    = 0.
+    """
     y = dictionary.reconstruct(dictionary.code(x)) - dictionary.b_dec
     energy = float(y.square().sum())
     return float(((x - dictionary.b_dec) * y).sum()) / energy if energy else 1.0

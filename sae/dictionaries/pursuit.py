@@ -3,11 +3,12 @@
     r_0 = x - b_dec;   for t = 1..k:   j_t = argmax_j d_j . r_{t-1},   a_t = d_{j_t} . r_{t-1},   r_t = r_{t-1} - a_t d_{j_t}
     x_hat = b_dec + sum_t a_t d_{j_t},        |r_t|^2 = |r_{t-1}|^2 - a_t^2        (unit atoms d_j, rows of W_dec)
 
-Mallat & Zhang 1993; as a sparse autoencoder Costa et al. 2025 (2506.03093) algorithm 1, with unit atoms always and the encoder tied to the decoder.
-With `orthogonal` the coefficients are refitted by least squares on the selected atoms after every selection (OMP, Pati et al. 1993).
+Mallat & Zhang 1993; as a sparse autoencoder Costa et al. 2025 (2506.03093) algorithm 1, with unit atoms always and the encoder tied to the
+decoder. With `orthogonal` the coefficients are refitted by least squares on the selected atoms after every selection (OMP, Pati et al.
+1993).
 
-Positive selection, the default, takes the largest d_j . r and stops when none is positive; signed selection takes the largest |d_j . r|. Only signed
-pursuit converges to the projection on the atoms' span: for D = I and x = -e_1 positive selection keeps the zero code for ever.
+Positive selection, the default, takes the largest d_j . r and stops when none is positive; signed selection takes the largest |d_j . r|.
+Only signed pursuit converges to the projection on the atoms' span: for D = I and x = -e_1 positive selection keeps the zero code for ever.
 """
 
 from collections.abc import Mapping
@@ -83,7 +84,9 @@ class MatchingPursuit(Dictionary):
 
     config: PursuitConfig
 
-    def __init__(self, config: PursuitConfig, scaling: Scaling | None = None, *, seed: int = 0, provenance: Mapping[str, Any] | None = None):
+    def __init__(
+        self, config: PursuitConfig, scaling: Scaling | None = None, *, seed: int = 0, provenance: Mapping[str, Any] | None = None
+    ):
         super().__init__(config, scaling, provenance)
         self.W_dec = nn.Parameter(random_atoms(config.d_sae, config.d_in, seed))
         self.b_dec = nn.Parameter(torch.zeros(config.d_in))
@@ -96,8 +99,8 @@ class MatchingPursuit(Dictionary):
         """The pursuit of activations step by step; differentiable with the selection held fixed.
 
         `k` is the largest number of selections (the configuration's by default). A row stops early once |r| <= tol |x - b_dec|, or when no
-        correlation is left. One call with a large k gives the whole error-versus-k curve in `energies`. Raises ConfigError for k or tol out of
-        range, and for atoms that do not have unit norm.
+        correlation is left. One call with a large k gives the whole error-versus-k curve in `energies`. Raises ConfigError for k or tol out
+        of range, and for atoms that do not have unit norm.
         """
         return self._pursue(self.scaled(acts), k, tol)
 
@@ -141,5 +144,6 @@ class MatchingPursuit(Dictionary):
     def _check_norms(self) -> None:
         norms = torch.linalg.vector_norm(self.W_dec.detach(), dim=1)
         worst = int((norms - 1).abs().argmax())
-        if not abs(float(norms[worst]) - 1) <= NORM_TOLERANCE:
-            raise ConfigError(f"atoms must have unit norm, got {float(norms[worst]):.4g} for latent {worst}; call normalise_() (MatchingPursuit)")
+        norm = float(norms[worst])
+        if not abs(norm - 1) <= NORM_TOLERANCE:
+            raise ConfigError(f"atoms must have unit norm, got {norm:.4g} for latent {worst}; call normalise_() (MatchingPursuit)")

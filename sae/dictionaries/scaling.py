@@ -2,8 +2,9 @@
 
     x = (acts - mean) * scale,        acts = x / scale + mean
 
-With `mean` the activations' mean and `scale = sqrt(d_in) / mean norm of (acts - mean)`, x has mean zero and mean norm sqrt(d_in), so one learning
-rate serves every model and layer. A Scaling is an explicit value: it travels with the dictionary and can be folded into its weights.
+With `mean` the activations' mean and `scale = sqrt(d_in) / mean norm of (acts - mean)`, x has mean zero and mean norm sqrt(d_in), so one
+learning rate serves every model and layer. A Scaling is an explicit value: it travels with the dictionary and can be folded into its
+weights.
 """
 
 import math

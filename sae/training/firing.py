@@ -2,8 +2,8 @@
 
     since[j] = number of tokens since latent j last had a value other than 0;        j is dead when since[j] > dead_tokens
 
-The count is kept to the token, not to the batch: cutting the same tokens into batches of another size gives the same counts. A selected latent whose
-value is 0 has not fired.
+The count is kept to the token, not to the batch: cutting the same tokens into batches of another size gives the same counts. A selected
+latent whose value is 0 has not fired.
 """
 
 import torch

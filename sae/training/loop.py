@@ -4,8 +4,9 @@
         if step.index % 100 == 0:
             logger.info("step %d fvu %.3f", step.index, step.fvu)
 
-One step: loss -> gradient -> its part along each atom removed -> clip -> Adam -> atoms back to unit norm. With the projection Adam moves atoms on the
-sphere; without it, renormalising alone distorts the step (on the hierarchical benchmark of 2506.03093 it fails to recover the atoms).
+One step: loss -> gradient -> its part along each atom removed -> clip -> Adam -> atoms back to unit norm. With the projection Adam moves
+atoms on the sphere; without it, renormalising alone distorts the step (on the hierarchical benchmark of 2506.03093 it fails to recover the
+atoms).
 """
 
 import itertools
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from sae.dictionaries.base import Dictionary
 from sae.errors import ConfigError, SaeError
+from sae.fingerprint import to_json
 from sae.training.firing import tokens_since_fired
 from sae.training.objectives import Losses, Objective
 from sae.training.schedules import learning_rate
@@ -124,8 +126,9 @@ def train(
 ) -> Iterator[Step]:
     """Train `dictionary` in place on batches of activations; yields after every step and ends after `config.n_steps`.
 
-    To resume, pass the state of `load_training` with its dictionary, and batches that start at batch `state.step`: on a CPU the weights are then
-    bit-equal to an uninterrupted run's. Draws no random numbers. Raises ConfigError if the state belongs to another configuration, and SaeError naming
+    To resume, pass the state of `load_training` with its dictionary, and batches that start at batch `state.step`: on a CPU the weights are
+    then bit-equal to an uninterrupted run's. Draws no random numbers. Raises ConfigError if the state belongs to another configuration, and
+    SaeError naming
     the step for NaN or Inf in a batch, for a loss that diverges, and if the batches end early.
     """
     state = state or TrainState.start(dictionary, config)
@@ -159,9 +162,9 @@ def _steps(
 def _update_(dictionary: Dictionary, batch: Tensor, objective: Objective, state: TrainState, rate: float) -> Losses:
     try:
         x = dictionary.scaled(batch)
-    except ConfigError as error:
+        losses = objective(dictionary, x, state.dead)
+    except SaeError as error:
         raise SaeError(f"bad batch at step {state.step}: {error}") from error
-    losses = objective(dictionary, x, state.dead)
     loss, fvu = losses.total.item(), losses.fvu.item()
     if not (math.isfinite(loss) and fvu <= DIVERGED_FVU):
         raise SaeError(f"the loss diverged at step {state.step}: loss {loss:.4g}, fvu {fvu:.4g} (train)")
@@ -186,6 +189,4 @@ def project_gradient_(dictionary: Dictionary) -> None:
 
 def describe(config: TrainConfig, objective: Any) -> dict[str, Any]:
     """The run's configuration as JSON, for a dictionary's provenance."""
-    from sae.fingerprint import to_json
-
     return {"config": to_json(config), "objective": to_json(objective)}

@@ -5,10 +5,11 @@
     AuxK   = sum |e - e_hat|^2 / sum |e - mean e|^2
     loss   = FVU + aux_coefficient * AuxK
 
-Gao et al. 2024 (2406.04093) sections 2.4 and A.2. The target e is detached and e_hat has no decoder bias, so AuxK moves dead latents only. For matching
-pursuit, which has no pre-activations, a_j = d_j . e: a dead atom is drawn to what the pursuit leaves over.
+Gao et al. 2024 (2406.04093) sections 2.4 and A.2. The target e is detached and e_hat has no decoder bias, so AuxK moves dead latents only.
+For matching pursuit, which has no pre-activations, a_j = d_j . e: a dead atom is drawn to what the pursuit leaves over.
 """
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -19,7 +20,7 @@ from torch import Tensor
 from sae.dictionaries.activations import largest
 from sae.dictionaries.base import Dictionary
 from sae.dictionaries.codes import SparseCodes
-from sae.errors import ConfigError
+from sae.errors import ConfigError, SaeError
 
 
 class Losses(NamedTuple):
@@ -58,9 +59,14 @@ class ReconstructionObjective:
             raise ConfigError(f"aux_share must be in (0, 1], got {self.aux_share} (ReconstructionObjective)")
 
     def __call__(self, dictionary: Dictionary, x: Float[Tensor, "n d_in"], dead: Bool[Tensor, "d_sae"]) -> Losses:
-        """The loss on scaled activations x, given which latents are dead."""
+        """The loss on scaled activations x, given which latents are dead. Raises SaeError if all rows of x are equal: FVU is not
+        defined.
+        """
         residual, codes = dictionary.residual(x)
-        total = fvu = residual.square().sum() / _total_variance(x)
+        variance = total_variance(x)
+        if not variance > 0:
+            raise SaeError(f"x must vary within the batch, got {len(x)} equal rows (ReconstructionObjective)")
+        total = fvu = residual.square().sum() / variance
         latents = dead.nonzero().view(-1)
         if self.aux_coefficient and len(latents):
             total = fvu + self.aux_coefficient * aux_k(dictionary, x, residual.detach(), latents, self.k_aux(dictionary.d_in))
@@ -68,21 +74,24 @@ class ReconstructionObjective:
 
     def k_aux(self, d_in: int) -> int:
         """Dead latents asked per row: aux_share * d_in rounded to a power of two (in the logarithm)."""
-        return max(1, 1 << max(0, round(torch.tensor(self.aux_share * d_in).log2().item())))
+        return 1 << max(0, round(math.log2(self.aux_share * d_in)))
 
 
 def aux_k(
     dictionary: Dictionary, x: Float[Tensor, "n d_in"], residual: Float[Tensor, "n d_in"], latents: Tensor, k_aux: int
 ) -> Float[Tensor, ""]:
-    """AuxK of the latents numbered `latents` (at least one): how badly min(k_aux, n_dead) of them explain `residual`; 0 where that does not vary."""
+    """AuxK of the latents numbered `latents` (at least one): how badly min(k_aux, n_dead) of them explain `residual`; 0 where that does
+    not vary.
+    """
     answers = dictionary.pre_acts(x, residual, latents).relu()
     if k_aux < len(latents):
         kept = largest(answers.detach(), k_aux).indices
         answers = answers * torch.zeros_like(answers).scatter_(1, kept, 1.0)
     error = residual - answers @ dictionary.W_dec[latents]
-    return error.square().sum() / _total_variance(residual)
+    variance = total_variance(residual)
+    return error.square().sum() / variance if variance > 0 else error.sum() * 0
 
 
-def _total_variance(x: Tensor) -> Tensor:
-    """sum |x - mean x|^2 over the batch, floored at the smallest normal number so that constant batches give a finite loss."""
-    return (x - x.mean(0)).square().sum().clamp_min(torch.finfo(x.dtype).tiny)
+def total_variance(x: Float[Tensor, "n d_in"]) -> Float[Tensor, ""]:
+    """sum |x - mean x|^2 over the batch."""
+    return (x - x.mean(0)).square().sum()

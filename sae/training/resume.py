@@ -76,7 +76,8 @@ def load_training(folder: str | Path) -> tuple[Dictionary, TrainState]:
         moments = {moment: tensors[f"{moment}.{name}"] for moment in MOMENTS}
         # Adam keeps its moments in the parameter's own memory layout.
         state.optimiser.state[parameter] = {
-            key: torch.empty_like(parameter).copy_(value).detach() if value.shape == parameter.shape else value for key, value in moments.items()
+            key: torch.empty_like(parameter).copy_(value).detach() if value.shape == parameter.shape else value for key, value in
+            moments.items()
         }
     return dictionary, state
 

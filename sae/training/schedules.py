@@ -7,7 +7,7 @@ from sae.errors import ConfigError
 
 
 def learning_rate(step: int, *, peak: float, n_steps: int, warmup_steps: int, decay_share: float) -> float:
-    """Rate of step `step` (from 0): rises linearly to `peak` over `warmup_steps`, falls linearly towards 0 over the last `decay_share` of the run.
+    """Rate of step `step`, from 0: linear rise to `peak` over `warmup_steps`, linear fall towards 0 over the last `decay_share` of the run.
 
     The last step's rate is peak / decay_steps, not 0. Raises ConfigError for a step outside the run.
     """

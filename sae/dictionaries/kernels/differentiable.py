@@ -1,4 +1,5 @@
-"""The kernels as differentiable functions: forward and backward are the sparse products of `reference` and `pursuit`, never a dense graph."""
+"""The kernels as differentiable functions: forward and backward are the sparse products of `reference` and `pursuit`, never a dense graph.
+"""
 
 from typing import Any
 
@@ -93,14 +94,18 @@ def encode(
 
 
 def pursue(x: Float[Tensor, "n d_in"], atoms: Float[Tensor, "d_sae d_in"], k: int, tol: float | None, signed: bool) -> pursuit.Path:
-    """Matching pursuit of the rows of x over unit atoms; `values` and `residual` are differentiable in x and atoms, the selection held fixed."""
+    """Matching pursuit of the rows of x over unit atoms; `values` and `residual` are differentiable in x and atoms, the selection held
+    fixed.
+    """
     return pursuit.Path(*Pursue.apply(x, atoms, k, tol, signed))
 
 
 def pursue_orthogonally(
     x: Float[Tensor, "n d_in"], atoms: Float[Tensor, "d_sae d_in"], k: int, tol: float | None, signed: bool
 ) -> pursuit.Path:
-    """Orthogonal matching pursuit: coefficients by least squares on the selected atoms, differentiable in x and atoms, the selection held fixed."""
+    """Orthogonal matching pursuit: coefficients by least squares on the selected atoms, differentiable in x and atoms, the selection
+    held fixed.
+    """
     with torch.no_grad():
         path = pursuit.select_orthogonally(x.detach(), atoms.detach(), k, tol, signed)
     values = refitted(x, atoms, path.indices, path.counts)

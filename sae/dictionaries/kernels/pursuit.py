@@ -59,7 +59,9 @@ def gram(atoms: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, "d_sae d_sae"]:
 
 
 def select(x: Float[Tensor, "n d_in"], atoms: Float[Tensor, "d_sae d_in"], k: int, tol: float | None, signed: bool) -> Path:
-    """The pursuit of every row of x: at most k steps, fewer once |r| <= tol |x| or when no correlation exceeds the rounding error of |x|."""
+    """The pursuit of every row of x: at most k steps, fewer once |r| <= tol |x| or when no correlation exceeds the rounding error of
+    |x|.
+    """
     n, d_sae = len(x), len(atoms)
     G = gram(atoms) if uses_gram(n, k, d_sae, x.element_size()) else None
     energy = x.square().sum(1)

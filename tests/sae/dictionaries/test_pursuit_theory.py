@@ -195,7 +195,7 @@ def test_steps_and_tolerances_out_of_range_are_refused(options, text):
 
 
 def test_orthogonal_pursuit_takes_no_more_steps_than_dimensions():
-    with pytest.raises(ConfigError, match="k must be in 1..d_in=6 for orthogonal pursuit, got 7"):
+    with pytest.raises(ConfigError, match=r"k must be in 1..d_in=6 for orthogonal pursuit, got 7"):
         PursuitConfig(d_in=6, d_sae=12, k=7, orthogonal=True)
 
 

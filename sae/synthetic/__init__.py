@@ -1,0 +1,1 @@
+"""Data with known answers: planted features, hierarchies."""
