@@ -60,7 +60,7 @@ class LanguageModel:
         else:
             if tokenizer is None:
                 raise ConfigError("tokenizer must be given with a loaded model, got None (LanguageModel.load)")
-            model, name = source, Path(source.name_or_path).name or type(source).__name__
+            model, name = source, Path(source.name_or_path or "").name or type(source).__name__
         digest = digest_tensors(weights(model))
         torch.nn.Module.to(model, device=device, dtype=dtype or model.dtype)
         return cls(Bridge(model), tokenizer, name=name, digest=digest)
