@@ -13,6 +13,7 @@ import torch
 from sae.errors import ConfigError, FormatError
 from sae.fingerprint import from_json, to_json
 from sae.inspection import FeatureIndex, FeatureRecord, IndexConfig, build_index, coactive, telling_features, top_examples
+from sae.inspection import entries as entries_module
 from sae.inspection.build import IndexProgress
 from tests.sae.inspection.planted_store import (
     SITE,
@@ -224,6 +225,18 @@ def test_pursuit_keeps_the_order_of_selection_negative_values_and_first_steps(tm
     for latent in range(index.d_sae):
         assert list(index.record(latent).steps) == [counts[latent][s] for s in range(index.manifest.n_steps)]
     assert built(tmp_path / "other", store, random_autoencoder()).record(0).steps == ()
+
+
+def test_the_scatter_in_small_chunks_is_the_scatter_in_one(case, tmp_path, monkeypatch):
+    index, store, dictionary, _ = case
+    monkeypatch.setattr(entries_module, "CHUNK", 7)
+    chunked = built(tmp_path / "index", store, dictionary)
+    for latent in range(index.d_sae):
+        one, other = index.entries(latent), chunked.entries(latent)
+        assert one.ids.tolist() == other.ids.tolist()
+        np.testing.assert_allclose(one.values, other.values, rtol=1e-5)
+        assert (one.steps is None) == (other.steps is None)
+        assert one.steps is None or one.steps.tolist() == other.steps.tolist()
 
 
 def test_dead_latents_have_a_record_that_says_so(case):

@@ -303,6 +303,7 @@ def test_invisible_characters_have_glyphs():
 def test_byte_pieces_are_named():
     assert bytes_text(b"caf\xc3\xa9") == "café"
     assert bytes_text(b"a\xe2\x80") == "a⟨E2⟩⟨80⟩"
+    assert bytes_text(b"\xe2\x80x\xffy") == "⟨E2⟩⟨80⟩x⟨FF⟩y"
     assert piece_text("<0xE2>") == "⟨E2⟩"
     assert piece_text("â") == "⟨E2⟩"
     assert piece_text("Ġdog") == " dog"

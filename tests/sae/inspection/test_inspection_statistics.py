@@ -190,6 +190,8 @@ def test_effects_of_a_matrix_and_of_a_model_agree_in_blocks():
     one, other = top_effects(Model(), directions, k=5), top_effects(unit @ unembedding, directions, k=5)
     assert (one.top_ids == other.top_ids).all()
     assert (one.bottom_ids == other.bottom_ids).all()
+    np.testing.assert_allclose(one.top, other.top, rtol=1e-4)
+    np.testing.assert_allclose(one.top[:, 0], (unit @ unembedding).max(1).values, rtol=1e-4)
     assert (np.diff(one.top, axis=1) <= 0).all()
     assert (np.diff(one.bottom, axis=1) >= 0).all()
     with pytest.raises(ConfigError, match="one row for each of the 600 directions, got 599"):
