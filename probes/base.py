@@ -1,7 +1,7 @@
 """What the linear probes share: a choice of columns, z-scores from the training rows, a logistic fit, and its use.
 
-    z_j = (x_j - mean_j) / sd_j,      min_{v, c}  sum_i w_i log(1 + exp(-s_i (v . z_i + c))) + ||v||^2 / (2 C),      s_i = +1 or -1
-    coef_j = v_j / sd_j,   intercept = c - sum_j v_j mean_j / sd_j                     so that   decision = coef . x + intercept
+z_j = (x_j - mean_j) / sd_j,      min_{v, c}  sum_i w_i log(1 + exp(-s_i (v . z_i + c))) + ||v||^2 / (2 C),      s_i = +1 or -1
+coef_j = v_j / sd_j,   intercept = c - sum_j v_j mean_j / sd_j                     so that   decision = coef . x + intercept
 """
 
 from abc import ABC, abstractmethod

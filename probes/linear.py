@@ -12,9 +12,9 @@ from probes.selection import Matrix
 class DenseProbe(LinearProbe):
     """L2-penalised logistic regression on all columns, each z-scored with the training rows' mean and standard deviation.
 
-    C: inverse strength of the penalty on the z-scored columns. class_weight: as in scikit-learn. A sparse matrix stays sparse (columns are scaled,
-    not centred: the same rule, since the intercept is free). It equals `KSparseProbe(k=d)`. Z-scoring weighs a latent that fires on one
-    training row as much as one that fires on half of them: with many rare latents this baseline overfits, and C should be lowered.
+    C: inverse strength of the penalty on the z-scored columns. class_weight: as in scikit-learn. A sparse matrix stays sparse (columns
+    are scaled, not centred: the same rule, since the intercept is free). It equals `KSparseProbe(k=d)`. Z-scoring weighs a latent that
+    fires on one training row as much as one that fires on half of them: with many rare latents it overfits, and C should be lowered.
     """
 
     def __init__(self, C=1.0, class_weight="balanced"):

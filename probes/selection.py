@@ -7,8 +7,9 @@
     Welch t                    m_j / sqrt(v+_j / n+ + v-_j / n-)
 
 Gurnee, Nanda, Pauly, Harvey, Troitskii and Bertsimas, "Finding Neurons in a Haystack", 2023, arXiv 2305.01610, section 3. The standardized
-difference, pooled t and F order the columns alike; the mean difference depends on the columns' scales, and Welch's t does not assume equal
-variances. Weights count rows: a row of weight 2 is a row given twice, a row of weight 0 is absent. Sums are float64. A sparse matrix stays sparse.
+difference, pooled t and F order the columns alike; the mean difference depends on the columns' scales, and Welch's t does not assume
+equal variances. Weights count rows: a row of weight 2 is a row given twice, a row of weight 0 is absent. Sums are float64. A sparse
+matrix stays sparse.
 """
 
 from collections.abc import Callable
@@ -106,7 +107,7 @@ def mean_difference(X: Matrix, y: Labels, sample_weight: Float[np.ndarray, " n"]
 
 
 def standardized_difference(X: Matrix, y: Labels, sample_weight: Float[np.ndarray, " n"] | None = None) -> Scores:
-    """(mu+ - mu-) / sd, with the standard deviation over all rows; at most sqrt(1 / (p (1 - p))) in size for a class share p, 0 if constant."""
+    """(mu+ - mu-) / sd, with the standard deviation over all rows: at most 1 / sqrt(p (1 - p)) at a class share p, 0 for a constant column."""
     positive, negative, difference = _classes(X, y, sample_weight)
     share = positive.total / (positive.total + negative.total)
     variance = share * positive.variance + (1 - share) * negative.variance + share * (1 - share) * difference**2
@@ -150,7 +151,7 @@ assert tuple(RANKINGS) == get_args(Ranking)
 
 
 def rank(X: Matrix, y: Labels, sample_weight: Float[np.ndarray, " n"] | None = None, *, ranking: str = "mean_difference") -> Scores:
-    """The scores of every column under the named ranking. Raises ConfigError for an unknown name, or where y is not two classes of 0 and 1."""
+    """The scores of every column under the named ranking. Raises ConfigError for an unknown name, or a y that is not 0 and 1, both."""
     if ranking not in RANKINGS:
         raise ConfigError(f"ranking must be one of {', '.join(RANKINGS)}, got {ranking!r} (rank)")
     return RANKINGS[ranking](X, y, sample_weight)
@@ -162,7 +163,7 @@ def random_scores(d: int, *, seed: int) -> Scores:
 
 
 def top_k(scores: Scores, k: int) -> Int[np.ndarray, " k"]:
-    """The k columns with the largest |score|, best first; equal scores go to the lowest index. Raises ConfigError for k outside 1..d and for NaN."""
+    """The k columns with the largest |score|, best first; of equal scores the lowest index. Raises ConfigError for k outside 1..d, for NaN."""
     if not 1 <= k <= len(scores):
         raise ConfigError(f"k must be in 1..d={len(scores)}, got {k} (top_k)")
     if np.isnan(scores).any():

@@ -2,8 +2,8 @@
 
     min_{S, v, c}  loss(y, X_S v + c),   |S| = k           split in two:   S = top k of |score|,   then v, c
 
-Gurnee et al., "Finding Neurons in a Haystack", 2023, arXiv 2305.01610, section 3. Departures: the chosen columns are z-scored (theirs are not by
-default), and the logistic fit is run to convergence.
+Gurnee et al., "Finding Neurons in a Haystack", 2023, arXiv 2305.01610, section 3. Departures: the chosen columns are z-scored (theirs are
+not by default), and the logistic fit is run to convergence.
 """
 
 import numbers
@@ -17,11 +17,11 @@ from sae.errors import ConfigError
 
 
 class KSparseProbe(LinearProbe):
-    """A binary classifier on the k columns that a ranking puts first. The ranking is part of `fit`, so cross-validation repeats it in each fold.
+    """A binary classifier on the k columns that a ranking puts first. The ranking is part of `fit`: cross-validation repeats it in each fold.
 
     k: number of columns; a matrix with fewer uses them all. ranking: a name of `probes.selection.RANKINGS`, or "random", the control that
-    draws k columns without looking and needs an integer `random_state`. C: inverse strength of the L2 penalty on z-scored columns. class_weight:
-    as in scikit-learn; it changes the fit, not the ranking.
+    draws k columns without looking and needs an integer `random_state`. C: inverse strength of the L2 penalty on z-scored columns.
+    class_weight: as in scikit-learn; it changes the fit, not the ranking.
 
         probe = KSparseProbe(k=4).fit(X_train, y_train)
         probe.support_, probe.coef_[0, probe.support_], probe.decision_function(X_test)
@@ -46,7 +46,11 @@ class KSparseProbe(LinearProbe):
 
     def _choose(self, X: Matrix, y: np.ndarray, sample_weight: np.ndarray) -> Choice:
         d = X.shape[1]
-        scores = random_scores(d, seed=int(self.random_state or 0)) if self.ranking == "random" else rank(X, y, sample_weight, ranking=self.ranking)
+        scores = (
+            random_scores(d, seed=int(self.random_state or 0))
+            if self.ranking == "random"
+            else rank(X, y, sample_weight, ranking=self.ranking)
+        )
         return Choice(top_k(scores, min(int(self.k), d)), scores)
 
     def _columns(self, X: Matrix, support: np.ndarray) -> np.ndarray:

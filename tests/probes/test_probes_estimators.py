@@ -13,7 +13,9 @@ from probes.sparse import KSparseProbe
 from sae.errors import ConfigError
 
 
-@parametrize_with_checks([KSparseProbe(), KSparseProbe(k=2, ranking="pooled_t"), KSparseProbe(k=1, ranking="random", random_state=3), DenseProbe()])
+@parametrize_with_checks(
+    [KSparseProbe(), KSparseProbe(k=2, ranking="pooled_t"), KSparseProbe(k=1, ranking="random", random_state=3), DenseProbe()]
+)
 def test_probe_passes_every_check_of_scikit_learn(estimator, check):
     check(estimator)
 
@@ -30,7 +32,9 @@ def problem(n=300, d=40, seed=0, p=0.3):
 
 def test_probe_on_all_columns_is_scikit_learn_on_z_scores():
     X, y = problem()
-    oracle = make_pipeline(StandardScaler(), LogisticRegression(C=0.3, class_weight="balanced", solver="lbfgs", tol=1e-12, max_iter=10000)).fit(X, y)
+    oracle = make_pipeline(
+        StandardScaler(), LogisticRegression(C=0.3, class_weight="balanced", solver="lbfgs", tol=1e-12, max_iter=10000)
+    ).fit(X, y)
     fresh = problem(seed=1)[0]
     for probe in (DenseProbe(C=0.3), KSparseProbe(k=40, C=0.3)):
         np.testing.assert_allclose(probe.fit(X, y).decision_function(fresh), oracle.decision_function(fresh), rtol=1e-5, atol=1e-6)
@@ -124,7 +128,9 @@ def test_suppressor_is_missed_by_the_ranking_but_solved_by_the_right_pair():
     y = rng.integers(0, 2, n)
     z = 3 * rng.normal(size=n)
     sign = 2 * y - 1
-    X = np.stack([0.6 * sign + z + 0.1 * rng.normal(size=n), z + 0.1 * rng.normal(size=n)] + [0.25 * sign + rng.normal(size=n) for _ in range(6)], 1)
+    X = np.stack(
+        [0.6 * sign + z + 0.1 * rng.normal(size=n), z + 0.1 * rng.normal(size=n)] + [0.25 * sign + rng.normal(size=n) for _ in range(6)], 1
+    )
     ranked = KSparseProbe(k=2).fit(X, y)
     assert 0 in ranked.support_
     assert 1 not in ranked.support_

@@ -3,7 +3,7 @@ import pytest
 from scipy import sparse, stats
 from sklearn.feature_selection import f_classif
 
-from probes.selection import RANKINGS, mean_difference, moments, rank, random_scores, standardized_difference, top_k
+from probes.selection import RANKINGS, mean_difference, moments, random_scores, rank, standardized_difference, top_k
 from sae.errors import ConfigError
 
 
@@ -78,7 +78,9 @@ def test_sparse_and_dense_scores_are_equal_also_with_explicit_zeros_and_unsummed
     halves = X[rows, columns] / 2
     order = np.argsort(np.concatenate([rows, rows]), kind="stable")
     starts = np.concatenate([[0], np.cumsum(2 * np.bincount(rows, minlength=len(X)))])
-    unsummed = sparse.csr_matrix((np.concatenate([halves, halves])[order], np.concatenate([columns, columns])[order], starts), shape=X.shape)
+    unsummed = sparse.csr_matrix(
+        (np.concatenate([halves, halves])[order], np.concatenate([columns, columns])[order], starts), shape=X.shape
+    )
     assert not unsummed.has_canonical_format
     before = unsummed.nnz
     for name in RANKINGS:
