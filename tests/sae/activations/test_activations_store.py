@@ -257,7 +257,8 @@ def test_a_site_value_is_as_good_as_its_name(store):
 
 WRONG_CHOICES = """
 import sys
-from sae.activations import ActivationStore, CaptureConfig
+from sae.activations.collect import CaptureConfig
+from sae.activations.store import ActivationStore
 store = ActivationStore.open(sys.argv[1])
 for call in (
     lambda: CaptureConfig(sites=("a",), n_tokens=1, dtype="float16"),
