@@ -141,9 +141,9 @@ def installed_docstrings(
 ) -> Corpus:
     """Docstrings of installed packages, in a seeded order, each once, with the label `package`. Nothing is imported: the files are parsed.
 
-    Files are visited in a seeded order and one docstring of each package is taken in turn, up to `max_documents` (None: all, half a minute). Docstrings
-    under `min_characters` are left out, and so are files that do not parse under the running Python. The texts are those of the installed
-    versions, and the digest covers them. Raises ConfigError for a package that is not installed.
+    Files are visited in a seeded order and one docstring of each package is taken in turn, up to `max_documents` (None: all; that
+    takes half a minute). Docstrings under `min_characters` are left out, and so are files that do not parse under the running Python. The
+    texts are those of the installed versions, and the digest covers them. Raises ConfigError for a package that is not installed.
     """
     generator = random.Random(seed)
     streams = [_package_docstrings(package, min_characters, generator) for package in packages]
