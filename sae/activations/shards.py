@@ -113,7 +113,9 @@ def verify_shard(path: Path, index: int, manifest: Manifest) -> dict[str, dict[s
         raise FormatError(f"{folder / RECORD_FILE} does not say what the manifest says about this shard")
     rows, context = record.n_rows, manifest.capture.context
     ids = (rows, context)
-    expected = {TOKENS_FILE: {"tokens": (ids, token_dtype(manifest.model.d_vocab)), "document_ids": (ids, torch.int32)}}
+    expected: dict[str, dict[str, tuple[tuple[int, ...], torch.dtype]]] = {
+        TOKENS_FILE: {"tokens": (ids, token_dtype(manifest.model.d_vocab)), "document_ids": (ids, torch.int32)}
+    }
     for site in manifest.sites:
         acts = ((rows * context, site.width), DTYPES[manifest.capture.dtype])
         expected[site_file(site.name)] = {"acts": acts, "norms": ((rows * context,), torch.float32)}
