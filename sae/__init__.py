@@ -18,7 +18,7 @@ _HOME = {
     "Corpus": "sae.activations.corpus",
     "Dictionary": "sae.dictionaries.base",
     "Edit": "sae.models.edits",
-    "FVU": "sae.training.objectives",
+    "ReconstructionObjective": "sae.training.objectives",
     "FeatureIndex": "sae.inspection.index",
     "LanguageModel": "sae.models.language_model",
     "MatchingPursuit": "sae.dictionaries.pursuit",
@@ -30,7 +30,7 @@ _HOME = {
     "SparseCodes": "sae.dictionaries.codes",
     "TopK": "sae.dictionaries.activations",
     "TrainConfig": "sae.training.loop",
-    "build_index": "sae.inspection.index",
+    "build_index": "sae.inspection.build",
     "collect": "sae.activations.collect",
     "default_model": "sae.models.assets",
     "downstream": "sae.evaluation.downstream",
@@ -38,10 +38,12 @@ _HOME = {
     "fit_scaling": "sae.activations.scaling",
     "from_dataset": "sae.activations.corpus",
     "from_texts": "sae.activations.corpus",
+    "initialise_": "sae.dictionaries.init",
     "load_dictionary": "sae.dictionaries.checkpoint",
     "reconstruction": "sae.evaluation.reconstruction",
     "save_dictionary": "sae.dictionaries.checkpoint",
     "state_of_the_union": "sae.activations.corpus",
+    "telling_features": "sae.inspection.query",
     "train": "sae.training.loop",
 }
 
@@ -55,19 +57,22 @@ if TYPE_CHECKING:
     from sae.dictionaries.base import Dictionary
     from sae.dictionaries.checkpoint import load_dictionary, save_dictionary
     from sae.dictionaries.codes import SparseCodes
+    from sae.dictionaries.init import initialise_
     from sae.dictionaries.pursuit import MatchingPursuit, PursuitConfig
     from sae.dictionaries.scaling import Scaling
     from sae.errors import SaeError
     from sae.evaluation.downstream import downstream
     from sae.evaluation.reconstruction import error_versus_k, reconstruction
-    from sae.inspection.index import FeatureIndex, build_index
+    from sae.inspection.build import build_index
+    from sae.inspection.index import FeatureIndex
+    from sae.inspection.query import telling_features
     from sae.models.assets import default_model
     from sae.models.edits import Edit
     from sae.models.language_model import LanguageModel
     from sae.models.sites import Site
     from sae.storage import ResultCache
     from sae.training.loop import TrainConfig, train
-    from sae.training.objectives import FVU
+    from sae.training.objectives import ReconstructionObjective
 
 __all__ = [*_HOME]  # pyright: ignore[reportUnsupportedDunderAll]
 __version__ = "0.1.0"

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from quickstart_measure import downstream_scores, geometry_of_activations, geometry_of_atoms, reconstruction_scores
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -22,12 +23,18 @@ from sae.dictionaries.activations import TopK
 from sae.dictionaries.autoencoder import Autoencoder, AutoencoderConfig
 from sae.dictionaries.base import Dictionary
 from sae.dictionaries.checkpoint import load_dictionary, save_dictionary
+from sae.dictionaries.init import initialise_
 from sae.dictionaries.pursuit import MatchingPursuit, PursuitConfig
 from sae.errors import FormatError
 from sae.fingerprint import digest, digest_file, to_json
 from sae.models.assets import default_model
+from sae.inspection.build import build_index
+from sae.inspection.index import FeatureIndex
 from sae.models.language_model import LanguageModel
 from sae.storage import Key, ResultCache, read_json, user_cache_dir, write_json
+from sae.training.loop import TrainConfig, describe, train
+from sae.training.objectives import ReconstructionObjective
+from sae.training.resume import checkpoints, load_training, save_training
 
 SITE = "blocks.15.hook_resid_post"
 NAMES = {"top_k": "TopK", "pursuit": "Matching pursuit"}
@@ -64,6 +71,39 @@ DEFAULT = Settings(
 FAST = Settings(
     n_tokens=24_000, excerpt=450, n_docstrings=60, d_sae=512, k=16, n_steps=(120, 60), n_downstream_rows=8, n_snippets=160, n_cards=50
 )
+
+BATCH = 1024
+LOG_EVERY = 10
+CHECKPOINT_EVERY = 50
+
+
+def training_config(kind: str, settings: Settings) -> TrainConfig:
+    """How a dictionary of this kind is trained."""
+    return TrainConfig(n_steps=settings.n_steps[list(NAMES).index(kind)])
+
+
+@dataclasses.dataclass(frozen=True)
+class Results:
+    """What a run found; the report is made of this and nothing else."""
+
+    settings: Settings
+    """How big the run was."""
+    model: dict[str, Any]
+    """Name, digest, dtype and shape of the language model."""
+    store: ActivationStore
+    """The activations."""
+    dictionaries: dict[str, Dictionary]
+    """The trained dictionaries."""
+    training: dict[str, Any]
+    """Their training curves."""
+    evaluation: dict[str, Any]
+    """Reconstruction and downstream scores."""
+    geometry: dict[str, Any]
+    """Geometry of atoms and activations."""
+    indexes: dict[str, FeatureIndex]
+    """Their feature indexes."""
+    probes: dict[str, Any]
+    """The probing task and its table."""
 
 
 class Workbench:
@@ -110,6 +150,7 @@ class Workbench:
 
         return read_json(self.cache.build(key, fill) / "model.json")
 
+    @cached_property
     def corpus(self) -> Corpus:
         """An excerpt of every State of the Union address, and docstrings of installed packages, shuffled together."""
         from importlib.metadata import version
@@ -138,7 +179,7 @@ class Workbench:
 
     def capture(self) -> ActivationStore:
         """The activation store; capturing continues where an earlier run stopped."""
-        corpus, identity = self.corpus(), self.identity
+        corpus, identity = self.corpus, self.identity
         config = CaptureConfig(sites=(SITE,), n_tokens=self.settings.n_tokens)
         wanted = digest({"model": identity["digest"], "dtype": identity["dtype"], "corpus": corpus.digest, "config": to_json(config)})
         path, started = user_cache_dir() / "stores" / wanted[:24], time.perf_counter()
@@ -158,6 +199,116 @@ class Workbench:
         n_used = store.statistics(SITE).n
         return f"{store.n_tokens:,} tokens at {SITE}, {n_used:,} usable; batch mixing {store.mixing(SITE, batch_size=1024, seed=0):.3f} (1 = uniform)"
 
+    # --- dictionaries --------------------------------------------------------------------------------------------------------------------
+
+    def untrained(self, kind: str, store: ActivationStore) -> Dictionary:
+        """A dictionary of this kind as it is before training: atoms from the data, or random ones for the baseline of an evaluation."""
+        scaling, sizes = fit_scaling(store, SITE), {"d_in": store.site(SITE).width, "d_sae": self.settings.d_sae}
+        site = {"site": SITE, "model_digest": self.identity["digest"], "store_digest": store.digest}
+        if kind == "top_k":
+            return Autoencoder(AutoencoderConfig(**sizes, activation=TopK(k=self.settings.k)), scaling, seed=0, provenance=site)
+        return MatchingPursuit(PursuitConfig(**sizes, k=self.settings.k), scaling, seed=0, provenance=site)
+
+    def train(self, kind: str, store: ActivationStore) -> Path:
+        """A trained dictionary and its training curve; training continues from its last checkpoint."""
+        config, objective = training_config(kind, self.settings), ReconstructionObjective()
+        options = {"kind": kind, "dictionary": to_json(self.untrained(kind, store).config), **describe(config, objective), "batch": BATCH, "seed": 0}
+        key = Key("quickstart.train", 1, options, {"store": store.digest})
+        run = user_cache_dir() / "runs" / key.digest[:24]
+
+        def fill(folder: Path) -> None:
+            with self.progress(f"train {NAMES[kind]}", config.n_steps) as bar:
+                dictionary, curve = self._train(kind, store, config, objective, run, bar)
+            dictionary.provenance["training"] = options
+            save_dictionary(dictionary, folder / "dictionary")
+            write_json(folder / "curve.json", curve)
+
+        path = self.stage(f"train {NAMES[kind]}", key, fill, lambda path: self._describe_training(path))
+        shutil.rmtree(run, ignore_errors=True)
+        return path
+
+    def _train(self, kind: str, store: ActivationStore, config: TrainConfig, objective: Any, run: Path, bar: Callable[[int], None]) -> tuple[Any, Any]:
+        state, curve = None, {"step": [], "fvu": [], "dead_share": []}
+        if checkpoints(run):
+            dictionary, state = load_training(run)
+            curve = {name: values[: state.step // LOG_EVERY] for name, values in read_json(run / "curve.json").items()}
+        else:
+            dictionary = self.untrained(kind, store)
+            sample = store.usable_tokens(SITE)
+            chosen = sample[torch.randperm(len(sample), generator=torch.Generator().manual_seed(1))[: max(4 * self.settings.d_sae, 8192)]]
+            initialise_(dictionary, store.gather(SITE, chosen).float())
+        batches = store.batches(SITE, batch_size=BATCH, seed=0, skip=state.step if state else 0)
+        for step in train(dictionary, batches, objective, config, state=state):
+            bar(step.index + 1)
+            if (step.index + 1) % LOG_EVERY == 0:
+                for name, values in curve.items():
+                    values.append(step.index + 1 if name == "step" else getattr(step, name))
+            if (step.index + 1) % CHECKPOINT_EVERY == 0:
+                write_json(run / "curve.json", curve)
+                save_training(run, dictionary, step.state)
+        return dictionary, curve
+
+    def _describe_training(self, path: Path) -> str:
+        curve = read_json(path / "curve.json")
+        return f"{self.settings.d_sae} latents, k = {self.settings.k}; after {curve['step'][-1]} steps batch FVU {curve['fvu'][-1]:.3f}, dead {curve['dead_share'][-1]:.1%}"
+
+    # --- measurements --------------------------------------------------------------------------------------------------------------------
+
+    def evaluate(self, store: ActivationStore, dictionaries: dict[str, Dictionary]) -> dict[str, Any]:
+        """Reconstruction and downstream scores on held-out documents."""
+        rows = self.settings.n_downstream_rows
+        inputs = {"store": store.digest, **{kind: dictionary.digest for kind, dictionary in dictionaries.items()}}
+        untrained = {kind: self.untrained(kind, store) for kind in dictionaries}
+
+        def fill(folder: Path) -> None:
+            scores = reconstruction_scores(store, SITE, dictionaries, untrained)
+            with self.progress("evaluate", rows) as bar:
+                scores["downstream"] = downstream_scores(self.model, store, SITE, dictionaries, rows, bar)
+            write_json(folder / "scores.json", scores)
+
+        def text(path: Path) -> str:
+            scores = read_json(path / "scores.json")
+            parts = []
+            for kind, name in NAMES.items():
+                one, down = scores["scores"][kind], scores["downstream"][kind]
+                parts.append(f"{name} FVU {one['fvu']:.3f}, alive {1 - one['dead_share']:.1%}, CE recovered {down['ce_recovered_mean']:.3f}")
+            return "held out: " + "; ".join(parts)
+
+        return read_json(self.stage("evaluate", Key("quickstart.evaluate", 1, {"rows": rows}, inputs), fill, text) / "scores.json")
+
+    def geometry(self, store: ActivationStore, dictionaries: dict[str, Dictionary]) -> dict[str, Any]:
+        """Geometry of both dictionaries' atoms and of the activations."""
+        inputs = {"store": store.digest, **{kind: dictionary.digest for kind, dictionary in dictionaries.items()}}
+
+        def fill(folder: Path) -> None:
+            result = {kind: geometry_of_atoms(store, SITE, dictionary) for kind, dictionary in dictionaries.items()}
+            write_json(folder / "geometry.json", {**result, "activations": geometry_of_activations(store, SITE)})
+
+        def text(path: Path) -> str:
+            result = read_json(path / "geometry.json")
+            coherence = ", ".join(f"{name} {result[kind]['coherence']['value']:.2f}" for kind, name in NAMES.items())
+            return f"coherence {coherence}; TwoNN dimension {result['activations']['two_nn']['value']:.1f}"
+
+        return read_json(self.stage("geometry", Key("quickstart.geometry", 1, {}, inputs), fill, text) / "geometry.json")
+
+    def index(self, kind: str, store: ActivationStore, dictionary: Dictionary) -> FeatureIndex:
+        """The feature index of one dictionary."""
+        title = f"index {NAMES[kind]}"
+        key = Key("quickstart.index", 1, {"name": NAMES[kind]}, {"store": store.digest, "dictionary": dictionary.digest})
+
+        def fill(folder: Path) -> None:
+            labels = {document.id: document.labels for document in self.corpus.documents()}
+            with self.progress(title, 2) as bar:
+                steps = build_index(store, SITE, dictionary, folder / "index", name=NAMES[kind], model=self.model, labels=labels)
+                for progress in steps:
+                    bar((progress.stage == "summarise") + progress.done / progress.total)
+
+        def text(path: Path) -> str:
+            index = FeatureIndex.open(path / "index")
+            return f"{index.n_tokens:,} tokens, {int((index.statistics.n_active > 0).sum())} of {index.d_sae} latents fire"
+
+        return FeatureIndex.open(self.stage(title, key, fill, text) / "index", store_digest=store.digest, dictionary_digest=dictionary.digest)
+
     # --- the machinery of a stage --------------------------------------------------------------------------------------------------------
 
     def stage(self, title: str, key: Key, fill: Callable[[Path], None], describe: Callable[[Path], str]) -> Path:
@@ -175,6 +326,6 @@ class Workbench:
     def progress(self, title: str, total: int) -> Iterator[Callable[[int], None]]:
         """A progress bar; the yielded function says how much is done."""
         columns = TextColumn(f"{title:<11}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-        with Progress(*columns, console=self.console, transient=True) as bars:
+        with Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as bars:
             task = bars.add_task(title, total=total)
             yield lambda done: bars.update(task, completed=done)
