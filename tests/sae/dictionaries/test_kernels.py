@@ -183,3 +183,41 @@ def test_orthogonal_pursuit_has_the_gradient_of_least_squares_on_its_support():
     residual = x - torch.einsum("nk,nkd->nd", values, chosen)
     torch.testing.assert_close(path.values, values)
     torch.testing.assert_close(got, torch.autograd.grad((values * weight).sum() + (residual * g).sum(), (x, atoms)))
+
+
+@pytest.mark.skipif(not torch.cpu._is_avx512_bf16_supported(), reason="the CPU does not multiply bfloat16 in hardware")
+@pytest.mark.parametrize("case", ["random", "near ties", "few positive", "large bias", "huge rows"])
+def test_selection_in_bfloat16_gives_the_float32_slots(case):
+    generator = torch.Generator().manual_seed(0)
+    n, d_in, d_sae, k = 200, 48, 1024, 16
+    x, W_enc, bias = (torch.randn(shape, generator=generator) for shape in ((n, d_in), (d_in, d_sae), (d_sae,)))
+    if case == "near ties":  # thousands of latents within a bfloat16 step of each other
+        W_enc = W_enc[:, :1] + 1e-3 * W_enc
+        x = x.abs() * W_enc[:, 0].sign()
+    elif case == "few positive":
+        bias -= 20
+    elif case == "large bias":
+        bias *= 100
+    elif case == "huge rows":
+        x[::7] *= 1000
+    assert reference.selects_in_bfloat16(x, d_sae, k + reference.N_SPARE)
+    values, indices = reference.encode(x, W_enc, bias, TopK(k))
+    exact = x.double() @ W_enc.double() + bias.double()
+    top = exact.topk(k).values
+    scale = float(exact.abs().max())
+    torch.testing.assert_close(values.double(), top.relu(), rtol=1e-5, atol=1e-6 * scale)
+    torch.testing.assert_close(exact.gather(1, indices).relu(), top.relu(), rtol=1e-5, atol=1e-6 * scale)
+    assert all(len(set(row.tolist())) == k for row in indices)
+
+
+@pytest.mark.skipif(not torch.cpu._is_avx512_bf16_supported(), reason="the CPU does not multiply bfloat16 in hardware")
+def test_the_proof_is_what_keeps_near_ties_exact(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    x, W_enc = torch.randn(200, 48, generator=generator).abs(), torch.randn(48, 1024, generator=generator)
+    W_enc = W_enc[:, :1].abs() + 1e-3 * W_enc
+    exact = (x.double() @ W_enc.double()).topk(16).values
+    bias = torch.zeros(1024)
+    torch.testing.assert_close(reference.encode(x, W_enc, bias, TopK(16)).values.double(), exact, rtol=1e-6, atol=0)
+    rough = (x.bfloat16() @ W_enc.bfloat16()).float().topk(16 + reference.N_SPARE).indices
+    unproved = (x @ W_enc).gather(1, rough).topk(16).values.double()
+    assert float((unproved - exact).abs().max()) > 1e-4, "without the proof this case must come out wrong"
