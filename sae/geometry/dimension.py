@@ -22,6 +22,8 @@ LOWER_BOUND_ABOVE = 10.0
 """Estimates above this are lower bounds at the numbers of points one can afford."""
 FEWEST_POINTS = 20
 """Distinct points below which no estimate is given."""
+HIGHEST_DIMENSION = 1e7
+"""Estimates from here on mean ratios of 1 up to rounding: a regular grid, not a dimension."""
 KEPT_NEIGHBOURS = 64
 """Neighbours kept per point, so that half of the points, drawn at random, hold two of them (all but once in 10^17)."""
 BLOCK_ELEMENTS = 2**22
@@ -90,7 +92,7 @@ def two_nn(
         raise ConfigError("points must be further apart than float64 resolves, got distinct rows at distance 0 (two_nn)")
 
     whole = _estimates(torch.log(distances[:, 1] / distances[:, 0]), discard)
-    if not whole.isfinite().all():
+    if not (whole < HIGHEST_DIMENSION).all():
         raise ConfigError(f"points must not lie on a regular grid, got r2 = r1 at nearly all of {n} points (two_nn)")
     n_half = n // 2
     halves = []
@@ -152,6 +154,8 @@ def _nearest_distances(
     """
     n, d = points.shape
     centred = points - points.mean(dim=0)
+    scale = centred.abs().max()
+    centred = centred / scale
     norms = centred.square().sum(dim=1)
     doubtful = 1000 * d * torch.finfo(torch.float64).eps * norms.max()
     distances = points.new_empty(n, n_neighbours)
@@ -166,6 +170,7 @@ def _nearest_distances(
             row = (centred - centred[block.start + i]).norm(dim=1)
             row[block.start + i] = torch.inf
             exact[i], picked[i] = row.topk(n_neighbours, largest=False)
-        distances[block], order = exact.sort(dim=1)
+        exact, order = exact.sort(dim=1)
+        distances[block] = exact * scale
         ids[block] = picked.gather(1, order)
     return distances, ids

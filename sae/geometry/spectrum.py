@@ -31,6 +31,8 @@ def covariance_eigenvalues(
     require_points(points, minimum=2, argument="points", where="covariance_eigenvalues")
     n, d = points.shape
     points = points.detach()
+    if (points == (points[0] if centred else 0)).all():
+        raise ConfigError(f"points must vary, got {n} rows that are all {'equal' if centred else 'zero'} (covariance_eigenvalues)")
     mean = points.new_zeros(d, dtype=torch.float64)
     if centred:
         for block in row_blocks(n, d, block_elements, where="covariance_eigenvalues"):
@@ -45,10 +47,6 @@ def covariance_eigenvalues(
             product += rows.T @ rows
     values = torch.linalg.eigvalsh(product).flip(0) / (n - 1 if centred else n)
     values = values.where(values > max(n, d) * torch.finfo(torch.float64).eps * values[0], 0)
-    # Identical rows leave a mean that is off by one rounding, not zero: compare with the size of the points themselves.
-    largest = points.abs().max().double()
-    if values[0] <= (8 * torch.finfo(torch.float64).eps * largest) ** 2 * d:
-        raise ConfigError(f"points must vary, got {n} rows that are all {'equal' if centred else 'zero'} (covariance_eigenvalues)")
     return torch.cat([values, values.new_zeros(d - len(values))])
 
 

@@ -148,7 +148,7 @@ SUPPORTS = [[3, 1, 7, 8], [2], [], [0, 5], [9, 4, 6, 1, 0], [8, 2, 3]]
 
 
 @pytest.mark.parametrize("block_elements", [1, 70, 2**24])
-@pytest.mark.parametrize("filler", [0, -1])
+@pytest.mark.parametrize("filler", [0, -1, 999])
 def test_coactivated_babel_averages_the_babel_of_each_support(block_elements, filler):
     atoms = gaussian(10, 4, seed=5)
     indices, counts = packed(SUPPORTS, 7, filler=filler)

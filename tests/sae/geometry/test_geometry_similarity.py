@@ -115,9 +115,9 @@ def test_cosine_on_the_circle_has_its_closed_form_tail():
 
 
 def test_tiny_p_values_keep_their_digits():
-    # In R^3 a cosine is uniform on [-1, 1]: p = 1 - (1 - t)^M with t = (1 - c)/2, here near M t.
-    p = max_cosine_p_value(torch.tensor([1 - 2**-40], dtype=torch.float64), 1000, 3)
-    assert p.item() == pytest.approx(1000 * 2**-41, rel=1e-6)
+    # In R^5 the density of a cosine is 3/4 (1 - c^2): the tail beyond c = 1 - 2t is 3t^2 - 2t^3, here far below the spacing of floats at 1.
+    p = max_cosine_p_value(torch.tensor([1 - 2**-34], dtype=torch.float64), 1000, 5)
+    assert p.item() == pytest.approx(1000 * 3 * 2**-70, rel=1e-6, abs=0)
 
 
 def test_nearest_cosine_of_a_random_atom_is_ordinary_and_of_a_twin_is_not():
