@@ -4,13 +4,16 @@ A safetensors file is 8 bytes N (little-endian), N bytes of JSON `{name: {dtype,
 Reading checks the header against the file's size before anything is mapped, so a truncated file is named at once.
 """
 
+import errno
 import json
 import mmap
+import os
 import struct
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -29,7 +32,15 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapp
     """Write named tensors as one safetensors file, atomically. `metadata` is text to text. Strides are not kept: rows are written in order."""
     plain = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
     with atomic_path(path) as temporary:
-        save_file(plain, temporary, metadata=dict(metadata or {}))
+        temporary.touch()  # made here, so that the file has the mode the user's umask gives it
+        mode = temporary.stat().st_mode
+        try:
+            save_file(plain, temporary, metadata=dict(metadata or {}))
+        except SafetensorError as error:
+            if f"os error {errno.ENOSPC}" in str(error):  # the library wraps the system's error in its text
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+            raise
+        temporary.chmod(mode)
 
 
 def read_header(path: str | Path) -> tuple[dict[str, dict], dict[str, str], int]:

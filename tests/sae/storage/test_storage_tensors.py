@@ -3,9 +3,10 @@ import struct
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from sae.errors import FormatError
+from sae.errors import CacheError, FormatError
 from sae.storage import load_tensors, map_tensors, read_header, save_tensors
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool]
@@ -64,3 +65,20 @@ def test_a_damaged_header_says_what_is_wrong(tmp_path, content, message):
     path.write_bytes(content)
     with pytest.raises(FormatError, match=message):
         map_tensors(path)
+
+
+def test_a_disk_that_fills_up_while_tensors_are_written_is_a_cache_error_and_leaves_nothing(tmp_path, monkeypatch):
+    def full(tensors, path, metadata):
+        path.write_bytes(b"half")
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("sae.storage.tensors.save_file", full)
+    with pytest.raises(CacheError, match=r"no space left on device while writing .*t\.safetensors"):
+        save_tensors(tmp_path / "t.safetensors", {"x": torch.ones(3)})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_files_are_readable_by_others_as_far_as_the_umask_allows(tmp_path):
+    save_tensors(tmp_path / "t.safetensors", {"x": torch.ones(3)})
+    (tmp_path / "plain").touch()
+    assert (tmp_path / "t.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
