@@ -107,7 +107,7 @@ def mean_difference(X: Matrix, y: Labels, sample_weight: Float[np.ndarray, " n"]
 
 
 def standardized_difference(X: Matrix, y: Labels, sample_weight: Float[np.ndarray, " n"] | None = None) -> Scores:
-    """(mu+ - mu-) / sd, with the standard deviation over all rows: at most 1 / sqrt(p (1 - p)) at a class share p, 0 for a constant column."""
+    """(mu+ - mu-) / sd, with the standard deviation over all rows: at most 1 / sqrt(p (1 - p)) at a class share p, 0 if constant."""
     positive, negative, difference = _classes(X, y, sample_weight)
     share = positive.total / (positive.total + negative.total)
     variance = share * positive.variance + (1 - share) * negative.variance + share * (1 - share) * difference**2
@@ -163,7 +163,7 @@ def random_scores(d: int, *, seed: int) -> Scores:
 
 
 def top_k(scores: Scores, k: int) -> Int[np.ndarray, " k"]:
-    """The k columns with the largest |score|, best first; of equal scores the lowest index. Raises ConfigError for k outside 1..d, for NaN."""
+    """The k columns with the largest |score|, best first; of equal scores the lowest index. ConfigError for k outside 1..d, for NaN."""
     if not 1 <= k <= len(scores):
         raise ConfigError(f"k must be in 1..d={len(scores)}, got {k} (top_k)")
     if np.isnan(scores).any():

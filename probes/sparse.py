@@ -17,7 +17,7 @@ from sae.errors import ConfigError
 
 
 class KSparseProbe(LinearProbe):
-    """A binary classifier on the k columns that a ranking puts first. The ranking is part of `fit`: cross-validation repeats it in each fold.
+    """A binary classifier on the k columns that a ranking puts first. The ranking is part of `fit`: cross-validation repeats it per fold.
 
     k: number of columns; a matrix with fewer uses them all. ranking: a name of `probes.selection.RANKINGS`, or "random", the control that
     draws k columns without looking and needs an integer `random_state`. C: inverse strength of the L2 penalty on z-scored columns.

@@ -1,0 +1,69 @@
+"""The program `probes`: list the tasks, fit a probe table on saved features."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sae.errors import SaeError
+from sae.fingerprint import to_json
+from sae.storage import write_json
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Sparse probes with their controls.")
+
+
+@app.command("tasks")
+def list_tasks() -> None:
+    """List the tasks: what each asks, where its texts come from, their licence."""
+    from probes.tasks import CATALOGUE
+
+    for name, entry in CATALOGUE.items():
+        print(f"{name}\n    asks     {entry.question}\n    source   {entry.source}\n    licence  {entry.licence}")
+
+
+@app.command("run")
+def run_table(
+    file: Annotated[
+        Path, typer.Argument(help="A .npz file: y, groups, and one or more matrices (dense, or name.data/.indices/.indptr/.shape).")
+    ],
+    k: Annotated[list[int] | None, typer.Option(help="Columns a sparse probe may read; repeat for several.")] = None,
+    ranking: Annotated[list[str] | None, typer.Option(help="How columns are ranked; repeat for several.")] = None,
+    folds: Annotated[int, typer.Option(help="Folds, split by group.")] = 5,
+    shuffles: Annotated[int, typer.Option(help="Label shuffles behind each null.")] = 10,
+    bootstrap: Annotated[int, typer.Option(help="Draws of groups behind each interval.")] = 1000,
+    c: Annotated[float, typer.Option("--C", help="Inverse strength of the L2 penalty.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Seed of everything drawn.")] = 0,
+    json: Annotated[Path | None, typer.Option(help="Also write the rows and the configuration to this file.")] = None,
+) -> None:
+    """Fit sparse and dense probes on every matrix of FILE, and print each score with its interval and what chance gives."""
+    from probes.features import read_features
+    from probes.table import ProbeTableConfig, probe_table, render_table
+
+    defaults = ProbeTableConfig()
+    config = ProbeTableConfig(
+        ks=tuple(k or defaults.ks),
+        rankings=tuple(ranking or defaults.rankings),
+        C=c,
+        n_folds=folds,
+        n_bootstrap=bootstrap,
+        n_shuffles=shuffles,
+        seed=seed,
+    )
+    problem = read_features(file)
+    rows = probe_table(problem.features, problem.y, problem.groups, config)
+    print(
+        f"{len(problem.y)} rows in {len(set(problem.groups.tolist()))} groups, {problem.y.mean():.0%} positive; {folds} folds split by group"
+    )
+    print(render_table(rows))
+    if json is not None:
+        write_json(json, to_json({"config": config, "rows": rows}))
+
+
+def main() -> None:
+    """Run the program; a failure with a name is one line on standard error and exit code 1."""
+    try:
+        app()
+    except SaeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1) from error
