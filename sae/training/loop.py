@@ -36,7 +36,7 @@ class TrainConfig:
 
     n_steps: int
     """Length of the run, in steps (batches)."""
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     """Adam's peak rate."""
     warmup_steps: int = 50
     """Steps over which the rate rises linearly from 0."""

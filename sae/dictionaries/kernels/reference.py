@@ -83,8 +83,8 @@ def selects_in_bfloat16(x: Float[Tensor, "n d_in"], d_sae: int, n_candidates: in
 def _encode_from_shortlist(x: Tensor, W_enc: Tensor, bias: Tensor, activation: Activation, shortlist: Activation) -> Slots:
     """The same slots as in float32: candidates from a bfloat16 product, their exact values, and a proof per row that none was missed.
 
-    Rounding x and w to bfloat16 (unit roundoff u = 2^-9) moves x . w by at most (2u + u^2) |x| |w|, and rounding the product by u |x . w|. With
-    `lowest` the shortlist's last entry, every latent that is not on it is therefore below
+    Rounding x and w to bfloat16 (unit roundoff u = 2^-9) moves x . w by at most (2u + u^2) |x| |w|, and rounding the product by
+    u |x . w|. With `lowest` the shortlist's last entry, every latent that is not on it is therefore below
 
         lowest + 2u (|lowest| + max |bias|) + (2u + u^2 + d_in 2^-23) |x| max |w|
 
