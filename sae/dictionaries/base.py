@@ -45,6 +45,7 @@ class Dictionary(nn.Module, ABC):
 
     W_dec: Float[Tensor, "d_sae d_in"]
     b_dec: Float[Tensor, "d_in"]
+    scaling_mean: Float[Tensor, "d_in"]
 
     def __init__(self, config: Widths, scaling: Scaling | None, provenance: Mapping[str, Any] | None):
         super().__init__()
