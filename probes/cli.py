@@ -24,9 +24,7 @@ def list_tasks() -> None:
 
 @app.command("run")
 def run_table(
-    file: Annotated[
-        Path, typer.Argument(help="A .npz file: y, groups, and one or more matrices (dense, or name.data/.indices/.indptr/.shape).")
-    ],
+    file: Annotated[Path, typer.Argument(help="A .npz file with y, groups and one or more matrices; see probes.features.write_features.")],
     k: Annotated[list[int] | None, typer.Option(help="Columns a sparse probe may read; repeat for several.")] = None,
     ranking: Annotated[list[str] | None, typer.Option(help="How columns are ranked; repeat for several.")] = None,
     folds: Annotated[int, typer.Option(help="Folds, split by group.")] = 5,
@@ -52,18 +50,17 @@ def run_table(
     )
     problem = read_features(file)
     rows = probe_table(problem.features, problem.y, problem.groups, config)
-    print(
-        f"{len(problem.y)} rows in {len(set(problem.groups.tolist()))} groups, {problem.y.mean():.0%} positive; {folds} folds split by group"
-    )
+    n_groups = len(set(problem.groups.tolist()))
+    print(f"{len(problem.y)} rows in {n_groups} groups, {problem.y.mean():.0%} with label 1; {folds} folds, split by group")
     print(render_table(rows))
     if json is not None:
         write_json(json, to_json({"config": config, "rows": rows}))
 
 
 def main() -> None:
-    """Run the program; a failure with a name is one line on standard error and exit code 1."""
+    """Run the program; an error of the workbench is one line on standard error, without a traceback, and ends with status 2."""
     try:
         app()
     except SaeError as error:
         print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(1) from error
+        raise SystemExit(2) from None

