@@ -19,8 +19,6 @@ import os
 import tempfile
 from pathlib import Path
 
-import torch
-
 import sae
 
 FAST = os.environ.get("SAE_FAST", "1") == "1"  # set SAE_FAST=0 for the sizes at which the numbers mean something
@@ -54,7 +52,7 @@ print(addresses[80].labels, addresses[80].text[:90])
 # position of every row and norm outliers, whose huge norms would drown everything else.
 
 # %%
-for progress in sae.collect(model, corpus, folder / "store", sae.CaptureConfig(sites=(SITE,), n_tokens=N_TOKENS)):
+for _ in sae.collect(model, corpus, folder / "store", sae.CaptureConfig(sites=(SITE,), n_tokens=N_TOKENS)):
     pass
 store = sae.ActivationStore.open(folder / "store")
 statistics = store.statistics(SITE)
@@ -104,13 +102,15 @@ assert all(score.dead_share < 0.05 for score in scores.values())
 import plotly.graph_objects as go
 
 ks = [1, 2, 4, 8, 16, 32, 64]
-figure = go.Figure(layout={"xaxis": {"title": "latents per token, k", "type": "log"}, "yaxis": {"title": "FVU"}, "template": "plotly_white", "height": 380})
+figure = go.Figure(
+    layout={"xaxis": {"title": "latents per token, k", "type": "log"}, "yaxis": {"title": "FVU"}, "template": "plotly_white", "height": 380}
+)
 for name, dictionary in (("TopK", top_k), ("Matching pursuit", pursuit)):
     curve = sae.error_versus_k(dictionary, held_out(), ks)
     figure.add_scatter(x=curve.k, y=curve.fvu, name=name, mode="lines+markers")
     pursuit_errors = curve.fvu
 figure.show("svg" if os.environ.get("SAE_STATIC_FIGURES") else None)
-assert all(later < earlier for earlier, later in zip(pursuit_errors, pursuit_errors[1:], strict=False))
+assert list(pursuit_errors) == sorted(pursuit_errors, reverse=True)
 
 # %% [markdown]
 # ## What the model loses
@@ -123,7 +123,9 @@ mask = store.mask(SITE).reshape(-1, store.context)[:8]
 mean = statistics.mean.float()
 *_, (rows, losses) = sae.downstream(model, {"TopK": top_k, "Matching pursuit": pursuit}, site, store.tokens()[:8], mask, mean)
 for name, loss in losses.items():
-    print(f"{name:<18} CE {loss.ce_clean:.2f} -> {loss.ce_spliced:.2f}  (mean-ablated {loss.ce_mean:.2f}; recovered {loss.ce_recovered_mean:.2f})")
+    print(
+        f"{name:<18} CE {loss.ce_clean:.2f} -> {loss.ce_spliced:.2f}  (mean-ablated {loss.ce_mean:.2f}; recovered {loss.ce_recovered_mean:.2f})"
+    )
 assert all(loss.ce_clean < loss.ce_spliced < loss.ce_mean for loss in losses.values())
 
 # %% [markdown]
@@ -132,7 +134,9 @@ assert all(loss.ce_clean < loss.ce_spliced < loss.ce_mean for loss in losses.val
 # The index encodes every token once and keeps the codes sparse. A card needs no server and no JavaScript.
 
 # %%
-for _ in sae.build_index(store, SITE, top_k, folder / "index", name="TopK", model=model, labels={d.id: d.labels for d in corpus.documents()}):
+for _ in sae.build_index(
+    store, SITE, top_k, folder / "index", name="TopK", model=model, labels={d.id: d.labels for d in corpus.documents()}
+):
     pass
 index = sae.FeatureIndex.open(folder / "index")
 telling = sae.telling_features(index, 5)
@@ -146,3 +150,18 @@ index[telling[1].index]
 #
 # Can the latents tell an early address from a late one? Splits are by address, the latents are chosen inside the fold, and the score stands beside
 # shuffled labels.
+
+# %%
+import probes
+
+task = probes.era(sae.state_of_the_union(), n_per_document=2 if FAST else 8, group_label="speaker")
+pooled = probes.pooled_features(model, task.texts, site, {"TopK": top_k, "Matching pursuit": pursuit}, context=96)
+features = {"residual stream": pooled.acts} | {f"{name} latents": codes for name, codes in pooled.codes.items()}
+rows = probes.probe_table(features, task.y, task.groups, probes.ProbeTableConfig(ks=(1, 16), n_shuffles=3, n_random=3))
+print(probes.render_table(rows))
+
+# %%
+by_name = {(row.features, row.method, row.k): row.scores.auc for row in rows}
+best = by_name["TopK latents", "mean_difference", 16]
+print(f"16 TopK latents: AUC {best.value:.3f} [{best.low:.3f}, {best.high:.3f}], on shuffled labels {best.null_mean:.3f}")
+assert best.value > best.null_mean + 0.1

@@ -48,11 +48,17 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     folder = default_model()
     model = LanguageModel.load(folder)
-    bare, site, corpus = bare_model(folder, options.layer, model.dtype), model.site(f"blocks.{options.layer}.hook_resid_post"), state_of_the_union()
+    bare, site, corpus = (
+        bare_model(folder, options.layer, model.dtype),
+        model.site(f"blocks.{options.layer}.hook_resid_post"),
+        state_of_the_union(),
+    )
     documents = ((document.id, model.tokenize([document.text])[0]) for document in corpus.documents())
     packed = pack(documents, context=128, separator_id=model.separator_id, bos_id=None)
     rows = torch.stack([next(packed).tokens for _ in range(options.rows)]).long()
-    config = CaptureConfig(sites=(site.name,), n_tokens=rows.numel(), context=128, dtype="bfloat16", rows_per_shard=options.rows, rows_per_batch=16)
+    config = CaptureConfig(
+        sites=(site.name,), n_tokens=rows.numel(), context=128, dtype="bfloat16", rows_per_shard=options.rows, rows_per_batch=16
+    )
 
     def run_bare() -> None:
         with torch.inference_mode():

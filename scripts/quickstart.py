@@ -9,10 +9,16 @@ where it stopped. Works on the embedded default model and shipped text; nothing 
 import argparse
 import functools
 import http.server
+import os
 import sys
 import time
 from pathlib import Path
 
+# Threads that wait should sleep: spinning ones make a second thread slower than none on a machine that has other work. Read when torch is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import datasets
 import torch
 from rich.console import Console
 
@@ -57,13 +63,13 @@ def serve(folder: Path, port: int, console: Console) -> None:
 
 
 def main() -> None:
+    datasets.disable_progress_bars()
     options, console, started = parse(), Console(highlight=False, soft_wrap=True), time.perf_counter()
     if options.threads:
         torch.set_num_threads(options.threads)
     folder = (options.report or ROOT / ("report-fast" if options.fast else "report")).resolve()
     try:
-        bench = Workbench(FAST if options.fast else DEFAULT, console)
-        write_report(report_data(bench.run()), folder)
+        write_report(report_data(Workbench(FAST if options.fast else DEFAULT, console).run()), folder)
     except SaeError as error:
         console.print(f"[red]error:[/red] {error}")
         raise SystemExit(2) from None

@@ -27,7 +27,9 @@ def held_out(store: ActivationStore, site: str) -> Iterator[Tensor]:
     return store.batches(site, batch_size=2048, seed=0, split="held_out")
 
 
-def reconstruction_scores(store: ActivationStore, site: str, dictionaries: Mapping[str, Dictionary], untrained: Mapping[str, Dictionary]) -> dict[str, Any]:
+def reconstruction_scores(
+    store: ActivationStore, site: str, dictionaries: Mapping[str, Dictionary], untrained: Mapping[str, Dictionary]
+) -> dict[str, Any]:
     """Scores of the trained and the untrained dictionaries on held-out documents, error curves, and the PCA baseline."""
     scores = {name: to_json(reconstruction(dictionary, held_out(store, site)).scores) for name, dictionary in dictionaries.items()}
     chance = {name: to_json(reconstruction(dictionary, held_out(store, site)).scores) for name, dictionary in untrained.items()}
@@ -39,7 +41,12 @@ def reconstruction_scores(store: ActivationStore, site: str, dictionaries: Mappi
 
 
 def downstream_scores(
-    model: LanguageModel, store: ActivationStore, site: str, dictionaries: Mapping[str, Dictionary], n_rows: int, done: Callable[[int], None]
+    model: LanguageModel,
+    store: ActivationStore,
+    site: str,
+    dictionaries: Mapping[str, Dictionary],
+    n_rows: int,
+    done: Callable[[int], None],
 ) -> dict[str, Any]:
     """Cross-entropies with each reconstruction spliced in, on up to `n_rows` rows made of held-out documents only."""
     keep = torch.zeros(store.n_tokens, dtype=torch.bool)
@@ -63,8 +70,10 @@ def geometry_of_atoms(store: ActivationStore, site: str, dictionary: Dictionary)
     curve = compare_babel(atoms, max_order=BABEL_ORDERS, n_null=5, generator=generator)
     sample = store.usable_tokens(site, split="held_out")[:2000]
     codes = dictionary.encode(store.gather(site, sample).float()).merged().detach()
-    order = max(2, int(codes.counts.max()) - 1)
-    together = compare_coactivated_babel(atoms, codes.indices, codes.counts, max_order=order, null="permutation", n_null=5, generator=generator)
+    order = max(1, int(codes.counts.min()) - 1)  # every token counts at every order
+    together = compare_coactivated_babel(
+        atoms, codes.indices, codes.counts, max_order=order, null="permutation", n_null=5, generator=generator
+    )
     near = nearest_atoms(atoms, n_neighbours=1)
     best = near.cosines[:, 0].float()
     edges = torch.linspace(0, 1, COSINE_BINS + 1)
@@ -101,7 +110,12 @@ def geometry_of_activations(store: ActivationStore, site: str) -> dict[str, Any]
 
 
 def _curve(curve: Any) -> dict[str, Any]:
-    return {"values": curve.values.tolist(), "null_mean": curve.null_mean.tolist(), "null_sd": curve.null_sd.tolist(), "n_null": curve.n_null}
+    return {
+        "values": curve.values.tolist(),
+        "null_mean": curve.null_mean.tolist(),
+        "null_sd": curve.null_sd.tolist(),
+        "n_null": curve.n_null,
+    }
 
 
 def _histogram(values: Tensor, edges: Tensor) -> list[int]:

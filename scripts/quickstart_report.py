@@ -18,7 +18,11 @@ def report_data(results: Results) -> ReportData:
         Fact("Site", SITE, f"{store.site(SITE).width} dimensions"),
         Fact("Text", "State of the Union addresses (excerpts) and docstrings of installed packages", manifest.corpus.digest[:12]),
         Fact("Tokens", f"{store.n_tokens:,}", f"{store.statistics(SITE).n:,} usable: not first in a row, norm at most 6 times the median"),
-        Fact("Dictionaries", f"{settings.d_sae} latents, k = {settings.k}", "; ".join(f"{NAMES[k]} {d.digest[:12]}" for k, d in results.dictionaries.items())),
+        Fact(
+            "Dictionaries",
+            f"{settings.d_sae} latents, k = {settings.k}",
+            "; ".join(f"{NAMES[k]} {d.digest[:12]}" for k, d in results.dictionaries.items()),
+        ),
         Fact("Measured on", "held-out documents", "a tenth of the documents, never trained on"),
     ]
     return ReportData(
@@ -28,7 +32,7 @@ def report_data(results: Results) -> ReportData:
         sections=(_dictionaries(results), _probes(results), _geometry(results)),
         features=tuple(_features(results, kind) for kind in results.indexes),
         footer=(
-            f"Text: {manifest.corpus.licence if manifest.corpus.licence != 'not stated' else 'public domain addresses; docstrings under the licences of their packages'}.",
+            "Text: State of the Union addresses, public domain; docstrings under the licences of their packages.",
             "Model: SmolLM2-135M-Instruct, Apache-2.0.",
         ),
     )
@@ -89,16 +93,46 @@ def _error_figure(results: Results) -> Figure:
 def _training_figure(results: Results) -> Figure:
     series = tuple(Series(NAMES[kind], _floats(curve["step"]), _floats(curve["fvu"])) for kind, curve in results.training.items())
     return Figure(
-        "Training", Axis("step", "1,024 tokens each", "log"), Axis("FVU of the batch"), series, caption="Before each step's update, on that step's batch."
+        "Training",
+        Axis("step", "1,024 tokens each", "log"),
+        Axis("FVU of the batch"),
+        series,
+        caption="Before each step's update, on that step's batch.",
     )
 
 
 def _probes(results: Results) -> Section:
-    task = results.probes["task"]
-    columns = tuple(Column(**column) for column in results.probes["columns"])
-    rows = tuple(Row(tuple(row["cells"]), row["role"], row["note"]) for row in results.probes["rows"])
-    table = Table(task["title"], columns, rows, task["caption"], tuple(task["notes"]))
-    return Section("Sparse probes", task["text"], (table,))
+    task, rows = results.probes["task"], results.probes["rows"]
+    columns = (
+        Column("Coordinates"),
+        Column("Method", "", "How the k coordinates are chosen; a ranking sees the training documents of each fold only."),
+        Column("k"),
+        Column(
+            "AUC", "", "Probability that a text of the positive class ranks above one of the other, within a fold; 0.5 by chance.", "higher"
+        ),
+        Column("95 % interval", "", "Bootstrap over documents."),
+        Column("AUC, labels shuffled", "", "Mean ± standard deviation of the whole protocol on shuffled labels."),
+        Column("Accuracy", "", "", "higher"),
+        Column("F1", "", "2 TP / (2 TP + FP + FN); always saying yes gives 2p / (1 + p).", "higher"),
+    )
+    lines = []
+    for row in rows:
+        auc, role = row.scores.auc, "result"
+        if row.control:
+            role = "baseline" if row.method == "dense" else "control"
+        null = "–" if auc.null_mean is None else f"{auc.null_mean:.3f} ± {auc.null_sd or 0:.3f}"
+        cells = (row.features, row.method.replace("_", " "), row.k, auc.value, f"{auc.low:.3f} – {auc.high:.3f}", null)
+        lines.append(Row((*cells, row.scores.accuracy.value, row.scores.f1.value), role))
+    scores = rows[0].scores
+    text = (
+        f"Can {task['classes'][1]} be told from {task['classes'][0]} from a few coordinates? {task['n']} texts ({task['source']}), activations and latents "
+        "averaged over each text's tokens. Sparse probes read k coordinates; the dense probe reads all and is what they are held against. Neurons of the "
+        "residual stream and latents are ranked, chosen and scored alike."
+    )
+    notes = (
+        f"{scores.n_groups} documents in 5 folds that split documents; at least {scores.n_train} texts to train on in each. {task['licence']}.",
+    )
+    return Section("Sparse probes", text, (Table(f"Task: {task['name']}", columns, tuple(lines), "", notes),))
 
 
 def _geometry(results: Results) -> Section:

@@ -15,6 +15,9 @@ from quickstart_measure import downstream_scores, geometry_of_activations, geome
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from probes.features import pooled_features
+from probes.table import ProbeRow, ProbeTableConfig, probe_table
+from probes.tasks import Task, era, sentiment
 from sae.activations.collect import CaptureConfig, collect
 from sae.activations.corpus import Corpus, from_dataset, installed_docstrings, state_of_the_union
 from sae.activations.scaling import fit_scaling
@@ -25,11 +28,11 @@ from sae.dictionaries.base import Dictionary
 from sae.dictionaries.checkpoint import load_dictionary, save_dictionary
 from sae.dictionaries.init import initialise_
 from sae.dictionaries.pursuit import MatchingPursuit, PursuitConfig
-from sae.errors import FormatError
-from sae.fingerprint import digest, digest_file, to_json
-from sae.models.assets import default_model
+from sae.errors import FormatError, SaeError
+from sae.fingerprint import digest, digest_file, from_json, to_json
 from sae.inspection.build import build_index
 from sae.inspection.index import FeatureIndex
+from sae.models.assets import default_model
 from sae.models.language_model import LanguageModel
 from sae.storage import Key, ResultCache, read_json, user_cache_dir, write_json
 from sae.training.loop import TrainConfig, describe, train
@@ -61,15 +64,35 @@ class Settings:
     """Held-out rows on which the language model is run with the reconstruction spliced in."""
     n_snippets: int
     """Text snippets of the probing task."""
+    n_shuffles: int
+    """Label shuffles behind the null of each probe."""
     n_cards: int
     """Features with a card of their own, per dictionary."""
 
 
 DEFAULT = Settings(
-    n_tokens=250_000, excerpt=3_800, n_docstrings=420, d_sae=2048, k=32, n_steps=(900, 300), n_downstream_rows=64, n_snippets=1200, n_cards=50
+    n_tokens=250_000,
+    excerpt=3_800,
+    n_docstrings=420,
+    d_sae=2048,
+    k=32,
+    n_steps=(600, 200),
+    n_downstream_rows=64,
+    n_snippets=1200,
+    n_shuffles=10,
+    n_cards=50,
 )
 FAST = Settings(
-    n_tokens=24_000, excerpt=450, n_docstrings=60, d_sae=512, k=16, n_steps=(120, 60), n_downstream_rows=8, n_snippets=160, n_cards=50
+    n_tokens=24_000,
+    excerpt=450,
+    n_docstrings=60,
+    d_sae=512,
+    k=16,
+    n_steps=(120, 60),
+    n_downstream_rows=8,
+    n_snippets=160,
+    n_shuffles=3,
+    n_cards=50,
 )
 
 BATCH = 1024
@@ -79,7 +102,17 @@ CHECKPOINT_EVERY = 50
 
 def training_config(kind: str, settings: Settings) -> TrainConfig:
     """How a dictionary of this kind is trained."""
-    return TrainConfig(n_steps=settings.n_steps[list(NAMES).index(kind)])
+    return TrainConfig(n_steps=settings.n_steps[list(NAMES).index(kind)], learning_rate=4e-3)
+
+
+def one_thread(items: Iterator[Any]) -> Iterator[Any]:
+    """The items, computed on one thread: steps of this size gain little from a second, and lose much when the machine has other work."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield from items
+    finally:
+        torch.set_num_threads(before)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,7 +192,7 @@ class Workbench:
         versions = {package: version(names.get(package, package)) for package in PACKAGES}
         config = {"excerpt": self.settings.excerpt, "n_docstrings": self.settings.n_docstrings, "versions": versions, "seed": 0}
         key = Key("quickstart.corpus", 1, config, {"state_of_the_union": state_of_the_union().digest})
-        path = self.stage("corpus", key, self._write_corpus, lambda path: f"{sum(1 for _ in open(path / 'corpus.jsonl'))} documents")
+        path = self.stage("corpus", key, self._write_corpus, lambda path: f"{len((path / 'corpus.jsonl').read_text().splitlines())} documents")
         return from_dataset(path / "corpus.jsonl", label_columns=("source", "title"), streaming=False)
 
     def _write_corpus(self, folder: Path) -> None:
@@ -212,7 +245,13 @@ class Workbench:
     def train(self, kind: str, store: ActivationStore) -> Path:
         """A trained dictionary and its training curve; training continues from its last checkpoint."""
         config, objective = training_config(kind, self.settings), ReconstructionObjective()
-        options = {"kind": kind, "dictionary": to_json(self.untrained(kind, store).config), **describe(config, objective), "batch": BATCH, "seed": 0}
+        options = {
+            "kind": kind,
+            "dictionary": to_json(self.untrained(kind, store).config),
+            **describe(config, objective),
+            "batch": BATCH,
+            "seed": 0,
+        }
         key = Key("quickstart.train", 1, options, {"store": store.digest})
         run = user_cache_dir() / "runs" / key.digest[:24]
 
@@ -227,7 +266,9 @@ class Workbench:
         shutil.rmtree(run, ignore_errors=True)
         return path
 
-    def _train(self, kind: str, store: ActivationStore, config: TrainConfig, objective: Any, run: Path, bar: Callable[[int], None]) -> tuple[Any, Any]:
+    def _train(
+        self, kind: str, store: ActivationStore, config: TrainConfig, objective: Any, run: Path, bar: Callable[[int], None]
+    ) -> tuple[Any, Any]:
         state, curve = None, {"step": [], "fvu": [], "dead_share": []}
         if checkpoints(run):
             dictionary, state = load_training(run)
@@ -238,7 +279,7 @@ class Workbench:
             chosen = sample[torch.randperm(len(sample), generator=torch.Generator().manual_seed(1))[: max(4 * self.settings.d_sae, 8192)]]
             initialise_(dictionary, store.gather(SITE, chosen).float())
         batches = store.batches(SITE, batch_size=BATCH, seed=0, skip=state.step if state else 0)
-        for step in train(dictionary, batches, objective, config, state=state):
+        for step in one_thread(train(dictionary, batches, objective, config, state=state)):
             bar(step.index + 1)
             if (step.index + 1) % LOG_EVERY == 0:
                 for name, values in curve.items():
@@ -250,7 +291,8 @@ class Workbench:
 
     def _describe_training(self, path: Path) -> str:
         curve = read_json(path / "curve.json")
-        return f"{self.settings.d_sae} latents, k = {self.settings.k}; after {curve['step'][-1]} steps batch FVU {curve['fvu'][-1]:.3f}, dead {curve['dead_share'][-1]:.1%}"
+        step, fvu, dead = (curve[name][-1] for name in ("step", "fvu", "dead_share"))
+        return f"{self.settings.d_sae} latents, k = {self.settings.k}; after {step} steps batch FVU {fvu:.3f}, dead {dead:.1%}"
 
     # --- measurements --------------------------------------------------------------------------------------------------------------------
 
@@ -271,7 +313,9 @@ class Workbench:
             parts = []
             for kind, name in NAMES.items():
                 one, down = scores["scores"][kind], scores["downstream"][kind]
-                parts.append(f"{name} FVU {one['fvu']:.3f}, alive {1 - one['dead_share']:.1%}, CE recovered {down['ce_recovered_mean']:.3f}")
+                parts.append(
+                    f"{name} FVU {one['fvu']:.3f}, alive {1 - one['dead_share']:.1%}, CE recovered {down['ce_recovered_mean']:.3f}"
+                )
             return "held out: " + "; ".join(parts)
 
         return read_json(self.stage("evaluate", Key("quickstart.evaluate", 1, {"rows": rows}, inputs), fill, text) / "scores.json")
@@ -300,14 +344,53 @@ class Workbench:
             labels = {document.id: document.labels for document in self.corpus.documents()}
             with self.progress(title, 2) as bar:
                 steps = build_index(store, SITE, dictionary, folder / "index", name=NAMES[kind], model=self.model, labels=labels)
-                for progress in steps:
+                for progress in one_thread(steps):
                     bar((progress.stage == "summarise") + progress.done / progress.total)
 
         def text(path: Path) -> str:
             index = FeatureIndex.open(path / "index")
             return f"{index.n_tokens:,} tokens, {int((index.statistics.n_active > 0).sum())} of {index.d_sae} latents fire"
 
-        return FeatureIndex.open(self.stage(title, key, fill, text) / "index", store_digest=store.digest, dictionary_digest=dictionary.digest)
+        return FeatureIndex.open(
+            self.stage(title, key, fill, text) / "index", store_digest=store.digest, dictionary_digest=dictionary.digest
+        )
+
+    def probe(self, store: ActivationStore, dictionaries: dict[str, Dictionary]) -> dict[str, Any]:
+        """Sparse probes on neurons and on latents for one task, with their controls."""
+        task = self.task()
+        config = ProbeTableConfig(n_folds=5, n_shuffles=self.settings.n_shuffles, n_random=5)
+        inputs = {"texts": digest([list(task.texts), task.y.tolist(), task.groups.tolist()]), "model": self.identity["digest"]}
+        inputs |= {kind: dictionary.digest for kind, dictionary in dictionaries.items()}
+
+        def fill(folder: Path) -> None:
+            site = self.model.site(SITE)
+            pooled = pooled_features(self.model, task.texts, site, {NAMES[kind]: d for kind, d in dictionaries.items()})
+            features = {"residual stream": pooled.acts, **{f"{name} latents": codes for name, codes in pooled.codes.items()}}
+            write_json(folder / "rows.json", to_json(probe_table(features, task.y, task.groups, config)))
+
+        def text(path: Path) -> str:
+            rows = [from_json(ProbeRow, row) for row in read_json(path / "rows.json")]
+            best = {row.features: row for row in rows if row.k == 16 and not row.control}
+            found = ", ".join(f"{name} {row.scores.auc.value:.3f}" for name, row in best.items())
+            null = rows[0].scores.auc.null_mean
+            return f"{task.name}, {len(task.y)} texts; AUC with 16 coordinates: {found}; shuffled labels {null:.2f}"
+
+        key = Key("quickstart.probe", 1, {"task": task.name, "table": to_json(config)}, inputs)
+        path = self.stage("probe", key, fill, text)
+        described = {"name": task.name, "classes": list(task.classes), "source": task.source, "licence": task.licence, "n": len(task.y)}
+        return {"task": described, "rows": [from_json(ProbeRow, row) for row in read_json(path / "rows.json")]}
+
+    def task(self) -> Task:
+        """Sentiment of film reviews where its package can be fetched, else the era of an address, which needs nothing."""
+        try:
+            task = sentiment()
+        except SaeError as error:
+            self.console.print(
+                f"{'probe':<11}{'':>8}  the sentiment task cannot be had ({error}); using the era of State of the Union addresses"
+            )
+            task = era(state_of_the_union(), group_label="speaker")
+        counts = [int((task.y == label).sum()) for label in (0, 1)]
+        return task.subsample(min(self.settings.n_snippets // 2, *counts), seed=0)
 
     # --- the machinery of a stage --------------------------------------------------------------------------------------------------------
 

@@ -36,7 +36,9 @@ def layer(module: str) -> int | None:
 
 def imports(path: Path) -> list[tuple[str, bool]]:
     """(module, whether it is imported when the file is) of every import of the project's own modules."""
-    top_level = {id(node) for statement in tree(path).body for node in ([statement] if isinstance(statement, (ast.Import, ast.ImportFrom)) else [])}
+    top_level = {
+        id(node) for statement in tree(path).body for node in ([statement] if isinstance(statement, (ast.Import, ast.ImportFrom)) else [])
+    }
     found = []
     for node in ast.walk(tree(path)):
         if isinstance(node, ast.ImportFrom):
@@ -73,7 +75,9 @@ def test_sae_never_imports_probes():
 
 
 def test_no_import_cycle():
-    graph = {module: {name for name, now in imports(path) if now and name in MODULES and name != module} for module, path in MODULES.items()}
+    graph = {
+        module: {name for name, now in imports(path) if now and name in MODULES and name != module} for module, path in MODULES.items()
+    }
     done: set[str] = set()
 
     def visit(module, trail):

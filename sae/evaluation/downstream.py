@@ -65,7 +65,9 @@ def downstream(
     """
     counted = mask[:, :-1]
     if tokens.shape != mask.shape or not bool(counted.any()):
-        raise ConfigError(f"mask must allow at least one position before the last of tokens {tuple(tokens.shape)}, got {int(counted.sum())} (downstream)")
+        raise ConfigError(
+            f"mask must allow at least one position before the last of tokens {tuple(tokens.shape)}, got {int(counted.sum())} (downstream)"
+        )
     variants = {"zero": lambda acts: torch.zeros_like(acts), "mean": lambda acts: mean.to(acts).expand_as(acts)}
     variants |= {f"dictionary {name}": _splice(dictionary) for name, dictionary in dictionaries.items()}
     sums = _RowSums(["clean", *variants])

@@ -131,9 +131,7 @@ class ErrorCurve(NamedTuple):
     """FVU when the code is cut after that many selections."""
 
 
-def error_versus_k(
-    dictionary: Autoencoder | MatchingPursuit, batches: Iterable[Float[Tensor, "_ d_in"]], ks: Sequence[int]
-) -> ErrorCurve:
+def error_versus_k(dictionary: Autoencoder | MatchingPursuit, batches: Iterable[Float[Tensor, "_ d_in"]], ks: Sequence[int]) -> ErrorCurve:
     """FVU when each token may use k selections, for every k in `ks`, from one encode at max(ks).
 
     A TopK autoencoder is cut after its k largest latents, a pursuit after k steps: the same as encoding anew with each k. Training used one k
