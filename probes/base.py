@@ -62,7 +62,7 @@ def fit_logistic(
     else:
         z = np.where(constant, 0.0, (X.astype(np.float64) - mean) / scale)
     solver = "newton-cholesky" if X.shape[1] <= NEWTON_COLUMNS else "lbfgs"
-    model = LogisticRegression(C=C, class_weight=class_weight, solver=solver, tol=TOLERANCE, max_iter=MAX_STEPS)
+    model: Any = LogisticRegression(C=C, class_weight=class_weight, solver=solver, tol=TOLERANCE, max_iter=MAX_STEPS)
     model.fit(z, y, sample_weight=sample_weight)
     coef = np.where(constant, 0.0, model.coef_[0] / scale)
     return Logistic(coef, float(model.intercept_[0] - coef @ mean), int(np.max(model.n_iter_)))

@@ -90,7 +90,7 @@ def pooled_features(
     rows = _rows(model, texts, context, separator)
     order = np.argsort([len(row) for row in rows], kind="stable")
     acts, n_tokens = np.empty((len(rows), site.width), dtype=np.float32), np.empty(len(rows), dtype=np.int64)
-    codes: dict[str, list[Any]] = {name: [] for name in dictionaries}
+    codes: dict[str, list[sparse.csr_matrix]] = {name: [] for name in dictionaries}
     for start in range(0, len(rows), batch_rows):
         batch = order[start : start + batch_rows]
         tokens = _token_acts(model, [rows[i] for i in batch], site, max_norm_ratio, batch)
@@ -101,7 +101,9 @@ def pooled_features(
                 z = dictionary.encode(torch.cat(tokens)).csr()
             codes[name].append(_pool_codes(z, n_tokens[batch], pooling))
     back = np.argsort(order)
-    return PooledFeatures(acts, {name: sparse.vstack(parts, format="csr")[back] for name, parts in codes.items()}, n_tokens)
+    return PooledFeatures(
+        acts, {name: sparse.csr_matrix(sparse.vstack(parts, format="csr"))[back] for name, parts in codes.items()}, n_tokens
+    )
 
 
 def pooled_activations(
@@ -151,13 +153,13 @@ def _pool_codes(z: sparse.csr_matrix, counts: np.ndarray, pooling: str) -> spars
     """Rows of `z`, `counts` at a time, pooled into one row each."""
     ends = np.cumsum(counts)
     if pooling == "last":
-        return z[ends - 1].astype(np.float32)
+        return sparse.csr_matrix(z[ends - 1], dtype=np.float32)
     if pooling == "max":
         parts = [z[end - count : end].max(axis=0) for end, count in zip(ends, counts, strict=True)]
-        return sparse.vstack(parts, format="csr").astype(np.float32)
+        return sparse.csr_matrix(sparse.vstack(parts), dtype=np.float32)
     starts = np.concatenate([[0], ends])
     average = sparse.csr_matrix((np.repeat(1 / counts, counts), np.arange(ends[-1]), starts), shape=(len(counts), int(ends[-1])))
-    return sparse.csr_matrix(average @ z).astype(np.float32)
+    return sparse.csr_matrix(average @ z, dtype=np.float32)
 
 
 SPARSE_PARTS = ("data", "indices", "indptr", "shape")
@@ -178,7 +180,7 @@ def write_features(path: str | Path, features: Mapping[str, Features], y: Labels
     """One .npz file, written atomically: arrays `y`, `groups`, each dense matrix under its name, each sparse one as name.data, .indices,
     .indptr and .shape. Raises ConfigError for a name that is taken or has a dot.
     """
-    arrays: dict[str, np.ndarray] = {"y": y, "groups": groups}
+    arrays: dict[str, Any] = {"y": y, "groups": groups}
     for name, X in features.items():
         if name in ("y", "groups") or "." in name or "/" in name:
             raise ConfigError(f"a matrix must not be named y or groups, nor have a dot or slash in its name, got {name!r} (write_features)")

@@ -13,7 +13,7 @@ matrix stays sparse.
 """
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, get_args
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -21,7 +21,10 @@ from scipy import sparse
 
 from sae.errors import ConfigError
 
-Matrix = Float[np.ndarray, "n d"] | sparse.csr_matrix | sparse.csr_array
+if TYPE_CHECKING:
+    Matrix: TypeAlias = Any  # scipy has no static types
+else:
+    Matrix = Float[np.ndarray, "n d"] | sparse.csr_matrix | sparse.csr_array
 Labels = Int[np.ndarray, " n"] | Bool[np.ndarray, " n"]
 Scores = Float[np.ndarray, " d"]
 Ranking = Literal["mean_difference", "standardized_difference", "pooled_t", "f_statistic", "welch_t"]
@@ -50,7 +53,7 @@ def moments(X: Matrix, weight: Float[np.ndarray, " n"]) -> Moments:
     return Moments(total, mean, variance)
 
 
-def _dense_moments(X: np.ndarray, weight: np.ndarray, total: float) -> tuple[np.ndarray, np.ndarray]:
+def _dense_moments(X: Matrix, weight: np.ndarray, total: float) -> tuple[np.ndarray, np.ndarray]:
     mean, variance = np.empty(X.shape[1]), np.empty(X.shape[1])
     for start in range(0, X.shape[1], COLUMNS_PER_BLOCK):
         block = slice(start, start + COLUMNS_PER_BLOCK)
@@ -60,7 +63,7 @@ def _dense_moments(X: np.ndarray, weight: np.ndarray, total: float) -> tuple[np.
     return mean, variance
 
 
-def _sparse_moments(X: sparse.csr_matrix | sparse.csr_array, weight: np.ndarray, total: float) -> tuple[np.ndarray, np.ndarray]:
+def _sparse_moments(X: Matrix, weight: np.ndarray, total: float) -> tuple[np.ndarray, np.ndarray]:
     if not X.has_canonical_format:
         X = X.copy()
         X.sum_duplicates()

@@ -21,7 +21,7 @@ from sklearn.dummy import DummyClassifier
 from probes.linear import DenseProbe
 from probes.selection import RANKINGS, Labels
 from probes.sparse import KSparseProbe
-from probes.validation import Estimate, Features, Groups, ProbeScore, evaluate_probes, group_folds
+from probes.validation import Estimate, Features, Groups, ProbeScore, evaluate_probes, group_folds, null_splits
 from sae.errors import ConfigError
 
 
@@ -107,10 +107,11 @@ def probe_table(features: Mapping[str, Features], y: Labels, groups: Groups, con
         if max(config.ks) > X.shape[1]:
             raise ConfigError(f"ks must be in 1..d={X.shape[1]} for features[{name!r}], got {max(config.ks)} (probe_table)")
     folds = group_folds(y, groups, n_folds=config.n_folds, seed=config.seed)
+    nulls = null_splits(y, groups, folds, n_shuffles=config.n_shuffles, seed=config.seed)
 
     def row(name: str, method: str, k: int, X: Features, probes: Sequence[Any], *, control: bool, null: bool = True) -> ProbeRow:
-        draws = {"n_bootstrap": config.n_bootstrap, "n_shuffles": config.n_shuffles if null else 0}
-        scores = evaluate_probes(probes, X, y, groups, seed=config.seed, n_folds=config.n_folds, folds=folds, **draws)
+        options: dict[str, Any] = {"folds": folds, "nulls": nulls if null else [], "n_bootstrap": config.n_bootstrap, "seed": config.seed}
+        scores = evaluate_probes(probes, X, y, groups, **options)
         return ProbeRow(name, method, k, X.shape[1] if k else 0, scores, control)
 
     rows = []

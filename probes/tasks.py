@@ -140,7 +140,11 @@ def era(
     Raises ConfigError for a missing label, or too few passages of a class.
     """
     passages = _passages(corpus, "year", n_words, n_per_document, group_label, seed)
-    y = np.array([int(passage.label >= year) for passage in passages], dtype=np.int64)
+    years = [passage.label for passage in passages if isinstance(passage.label, int)]
+    if len(years) < len(passages):
+        other = next(passage.label for passage in passages if not isinstance(passage.label, int))
+        raise ConfigError(f"the label 'year' must be a whole number, got {other!r} (era)")
+    y = np.array([int(label >= year) for label in years], dtype=np.int64)
     return _passage_task("era", corpus, passages, y, (f"before {year}", f"{year} or later"))
 
 

@@ -14,7 +14,7 @@ Splitting rows instead of documents lets a probe recognise the document: with ra
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 from jaxtyping import Float, Int, Shaped
@@ -27,7 +27,10 @@ from probes.selection import Labels
 from sae.errors import ConfigError, SaeError
 
 Groups = Shaped[np.ndarray, "_"]
-Features = Float[np.ndarray, "_ _"] | sparse.csr_matrix | sparse.csr_array
+if TYPE_CHECKING:
+    Features: TypeAlias = Any  # scipy has no static types
+else:
+    Features = Float[np.ndarray, "_ _"] | sparse.csr_matrix | sparse.csr_array
 """As `Matrix`, with the number of rows left to this module's own check."""
 METRICS = ("accuracy", "balanced_accuracy", "f1", "auc", "mcc")
 INTERVAL = (0.025, 0.975)
@@ -157,9 +160,31 @@ def evaluate_probe(
     `folds` are made from `y`, `groups`, `n_folds` and `seed` unless given; shuffled labels get folds of their own, made the same way.
     Raises ConfigError for input that does not fit together or is not finite, SaeError for a fit that does not converge.
     """
-    return evaluate_probes(
-        [estimator], X, y, groups, seed=seed, n_folds=n_folds, n_bootstrap=n_bootstrap, n_shuffles=n_shuffles, folds=folds
-    )
+    _check_labels(y, groups)
+    if n_shuffles < 0:
+        raise ConfigError(f"n_shuffles must be at least 0, got {n_shuffles} (evaluate_probe)")
+    folds = list(folds) if folds is not None else group_folds(y, groups, n_folds=n_folds, seed=seed)
+    nulls = null_splits(y, groups, folds, n_shuffles=n_shuffles, seed=seed)
+    return evaluate_probes([estimator], X, y, groups, folds=folds, nulls=nulls, n_bootstrap=n_bootstrap, seed=seed)
+
+
+class Split(NamedTuple):
+    """Labels with their folds."""
+
+    y: Labels
+    """Labels, 0 and 1."""
+    folds: list[Fold]
+    """Splits of the rows by document."""
+
+
+def null_splits(y: Labels, groups: Groups, folds: Sequence[Fold], *, n_shuffles: int, seed: int) -> list[Split]:
+    """`n_shuffles` shuffles of the labels, each with as many folds as `folds`, made by `group_folds` from the shuffled labels.
+
+    A single fold, a hold-out, is kept as it is.
+    """
+    shuffled = [shuffle_labels(y, groups, seed=seed + 1 + i) for i in range(n_shuffles)]
+    single = len(folds) == 1
+    return [Split(labels, list(folds) if single else group_folds(labels, groups, n_folds=len(folds), seed=seed)) for labels in shuffled]
 
 
 def evaluate_probes(
@@ -168,32 +193,28 @@ def evaluate_probes(
     y: Labels,
     groups: Groups,
     *,
-    seed: int,
-    n_folds: int,
+    folds: Sequence[Fold],
+    nulls: Sequence[Split],
     n_bootstrap: int,
-    n_shuffles: int,
-    folds: Sequence[Fold] | None = None,
+    seed: int,
 ) -> ProbeScore:
-    """As `evaluate_probe`, the scores averaged over several estimators: what one of them scores on average, as for random coordinates."""
+    """As `evaluate_probe` with the splits made beforehand, so that many probes share them, and with the scores averaged over `estimators`:
+    what one of them scores on average, as for random coordinates.
+    """
     _check_labels(y, groups)
     _check_matrix(X, y)
-    if not estimators:
-        raise ConfigError("estimators must hold at least one estimator, got none (evaluate_probes)")
-    if n_bootstrap < 1 or n_shuffles < 0:
-        raise ConfigError(f"n_bootstrap must be at least 1 and n_shuffles at least 0, got {n_bootstrap} and {n_shuffles} (evaluate_probes)")
-    folds = list(folds) if folds is not None else group_folds(y, groups, n_folds=n_folds, seed=seed)
+    if not estimators or n_bootstrap < 1:
+        raise ConfigError(f"estimators and n_bootstrap must be at least 1, got {len(estimators)} and {n_bootstrap} (evaluate_probes)")
     for fold in folds:
         _check_fold(fold, y, groups)
     tested = np.concatenate([fold.test for fold in folds])
     documents, inverse = np.unique(groups[tested], return_inverse=True)
     draws = np.random.default_rng(seed).multinomial(len(documents), np.full(len(documents), 1 / len(documents)), size=n_bootstrap)
     weights = np.concatenate([np.ones((1, len(documents)), dtype=np.int64), draws])
-    found = sum(_metrics(_predictions(estimator, X, y, folds), weights, inverse) for estimator in estimators) / len(estimators)
-    null = np.empty((n_shuffles, len(METRICS)))
-    for i in range(n_shuffles):
-        shuffled = shuffle_labels(y, groups, seed=seed + 1 + i)
-        refolded = group_folds(shuffled, groups, n_folds=len(folds), seed=seed) if len(folds) > 1 else folds
-        predictions = _predictions(estimators[i % len(estimators)], X, shuffled, refolded)
+    found = np.mean([_metrics(_predictions(estimator, X, y, folds), weights, inverse) for estimator in estimators], axis=0)
+    null = np.empty((len(nulls), len(METRICS)))
+    for i, split in enumerate(nulls):
+        predictions = _predictions(estimators[i % len(estimators)], X, split.y, split.folds)
         null[i] = _metrics(predictions, np.ones((1, len(tested)), dtype=np.int64), np.arange(len(tested)))[0]
     return ProbeScore(
         **{name: _estimate(found[:, i], null[:, i]) for i, name in enumerate(METRICS)},
@@ -202,7 +223,7 @@ def evaluate_probes(
         n_groups=len(documents),
         positive_share=float(np.mean(y[tested] == 1)),
         n_bootstrap=n_bootstrap,
-        n_shuffles=n_shuffles,
+        n_shuffles=len(nulls),
     )
 
 
@@ -221,7 +242,8 @@ def _predictions(estimator: Any, X: Features, y: Labels, folds: Sequence[Fold]) 
         with warnings.catch_warnings():
             warnings.simplefilter("error", ConvergenceWarning)
             try:
-                probe = clone(estimator).fit(X[fold.train], y[fold.train])
+                probe: Any = clone(estimator)
+                probe.fit(X[fold.train], y[fold.train])
             except ConvergenceWarning as warning:
                 raise SaeError(
                     f"{type(estimator).__name__} did not converge on fold {number} ({len(fold.train)} rows): {warning}"

@@ -179,6 +179,7 @@ def task(n0, n1, **other):
         (lambda: era(speeches(), year=2000, n_words=10), ["at least 20", "before 2000", "0 of '2000 or later'"]),
         (lambda: era(speeches(), n_words=0), ["n_words must be at least 1", "got 0"]),
         (lambda: era(from_texts(["a b"]), n_words=1), ["must have the label 'year'", "document 0", "texts", "[]"]),
+        (lambda: era(from_texts(["a b"], [{"year": "1850"}]), n_words=1), ["'year' must be a whole number", "'1850'"]),
         (lambda: era(speeches(), n_words=5, group_label="town"), ["must have the label 'town'"]),
         (lambda: party(speeches(), parties=("Whig", "Tory"), n_words=5), ["Democratic, Republican, Whig", "Tory"]),
         (lambda: sentiment(threshold=4.0), ["threshold must be in [0, 4)", "4.0"]),
