@@ -56,7 +56,7 @@ for _ in sae.collect(model, corpus, folder / "store", sae.CaptureConfig(sites=(S
     pass
 store = sae.ActivationStore.open(folder / "store")
 statistics = store.statistics(SITE)
-print(store)
+print(f"{store.n_tokens:,} tokens in {store.n_rows:,} rows of {store.context}, stored as {store.dtype}")
 print(f"{statistics.n:,} tokens are used; a norm above {statistics.threshold:.0f} (six times the median) is an outlier")
 
 # %% [markdown]
@@ -70,13 +70,12 @@ scaling = sae.fit_scaling(store, SITE)
 sample = store.gather(SITE, store.usable_tokens(SITE)[:8192]).float()
 top_k = sae.Autoencoder(sae.AutoencoderConfig(d_in=site.width, d_sae=D_SAE, activation=sae.TopK(k=K)), scaling)
 pursuit = sae.MatchingPursuit(sae.PursuitConfig(d_in=site.width, d_sae=D_SAE, k=K), scaling)
-curves = {}
 for name, dictionary, n_steps in (("TopK", top_k, N_STEPS), ("Matching pursuit", pursuit, N_STEPS // 3)):
     sae.initialise_(dictionary, sample)
     batches = store.batches(SITE, batch_size=1024, seed=0)
-    config = sae.TrainConfig(n_steps=n_steps)
-    curves[name] = [step.fvu for step in sae.train(dictionary, batches, sae.ReconstructionObjective(), config)]
-    print(f"{name}: batch FVU {curves[name][0]:.3f} -> {curves[name][-1]:.3f}")
+    config = sae.TrainConfig(n_steps=n_steps, learning_rate=4e-3)
+    fvu = [step.fvu for step in sae.train(dictionary, batches, sae.ReconstructionObjective(), config)]
+    print(f"{name}: batch FVU {fvu[0]:.3f} -> {fvu[-1]:.3f}")
 
 # %% [markdown]
 # ## What they keep
@@ -102,15 +101,15 @@ assert all(score.dead_share < 0.05 for score in scores.values())
 import plotly.graph_objects as go
 
 ks = [1, 2, 4, 8, 16, 32, 64]
-figure = go.Figure(
-    layout={"xaxis": {"title": "latents per token, k", "type": "log"}, "yaxis": {"title": "FVU"}, "template": "plotly_white", "height": 380}
-)
-for name, dictionary in (("TopK", top_k), ("Matching pursuit", pursuit)):
-    curve = sae.error_versus_k(dictionary, held_out(), ks)
+curves = {name: sae.error_versus_k(dictionary, held_out(), ks) for name, dictionary in (("TopK", top_k), ("Matching pursuit", pursuit))}
+axes = {"xaxis": {"title": "latents per token, k", "type": "log"}, "yaxis": {"title": "FVU"}, "template": "plotly_white", "height": 380}
+figure = go.Figure(layout=axes)
+for name, curve in curves.items():
     figure.add_scatter(x=curve.k, y=curve.fvu, name=name, mode="lines+markers")
-    pursuit_errors = curve.fvu
-figure.show("svg" if os.environ.get("SAE_STATIC_FIGURES") else None)
-assert list(pursuit_errors) == sorted(pursuit_errors, reverse=True)
+    print(f"{name:<18}" + "  ".join(f"k={k}: {fvu:.3f}" for k, fvu in zip(curve.k, curve.fvu, strict=True)))
+figure.show("plotly_mimetype")
+errors = list(curves["Matching pursuit"].fvu)
+assert errors == sorted(errors, reverse=True)
 
 # %% [markdown]
 # ## What the model loses

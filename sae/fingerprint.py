@@ -14,14 +14,12 @@ import types
 import typing
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar, Union
+from typing import Any, Union
 
 import torch
 from torch import Tensor
 
 from sae.errors import ConfigError
-
-T = TypeVar("T")
 
 
 def to_json(value: Any) -> Any:
@@ -45,8 +43,8 @@ def to_json(value: Any) -> Any:
     raise ConfigError(f"a {type(value).__name__} has no JSON form: {value!r}")
 
 
-def from_json(cls: type[T], data: Any, *, where: str = "") -> T:
-    """The instance of the dataclass (or annotated type) `cls` that `data` describes; the inverse of `to_json`.
+def from_json(cls: Any, data: Any, *, where: str = "") -> Any:
+    """The instance of the dataclass or annotated type (such as list[Config]) `cls` that `data` describes; the inverse of `to_json`.
 
     Strict: an unknown key, a missing key without default, or a value of the wrong type raises ConfigError naming the key. An int is accepted
     where a float is declared. Fields may be JSON scalars, Literal, tuples, lists, dicts, optionals, unions and nested dataclasses.

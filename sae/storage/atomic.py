@@ -38,7 +38,9 @@ def _explain_write_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise CacheError(f"no space left on device while writing {path}; nothing was left half-written, free some room and run again") from error
+            raise CacheError(
+                f"no space left on device while writing {path}; nothing was left half-written, free some room and run again"
+            ) from error
         raise
 
 

@@ -146,7 +146,9 @@ class ResultCache:
 
         A half-written folder counts as dead when nothing in it was touched for an hour.
         """
-        removed = [path for path in sorted(self.root.glob(f"[!.]*/{TEMPORARY_PREFIX}*")) if time.time() - path.stat().st_mtime > ABANDONED_AFTER]
+        removed = [
+            path for path in sorted(self.root.glob(f"[!.]*/{TEMPORARY_PREFIX}*")) if time.time() - path.stat().st_mtime > ABANDONED_AFTER
+        ]
         removed += [path for path in self.folders() if self.verify(path)]
         for path in removed:
             shutil.rmtree(path)
@@ -166,7 +168,9 @@ class ResultCache:
         for name, record in files.items():
             file = path / name
             if not file.is_file() or file.stat().st_size != record["n_bytes"]:
-                raise CacheError(f"the cached result {path} is damaged: {name} is missing or has another size; remove it with `sae cache prune`")
+                raise CacheError(
+                    f"the cached result {path} is damaged: {name} is missing or has another size; remove it with `sae cache prune`"
+                )
 
 
 def _provenance(folder: Path, seconds: float) -> dict[str, Any]:

@@ -79,7 +79,9 @@ def _check_entry(path: Path, name: str, entry: dict) -> None:
         count *= length
     begin, end = entry["data_offsets"]
     if not 0 <= begin <= end or end - begin != count * dtype.itemsize:
-        raise FormatError(f"{path}: tensor {name!r} of shape {entry['shape']} and dtype {entry['dtype']} does not fit its {end - begin} bytes")
+        raise FormatError(
+            f"{path}: tensor {name!r} of shape {entry['shape']} and dtype {entry['dtype']} does not fit its {end - begin} bytes"
+        )
 
 
 def map_tensors(path: str | Path) -> dict[str, Tensor]:
@@ -99,7 +101,9 @@ def map_tensors(path: str | Path) -> dict[str, Tensor]:
         if begin == end:
             tensors[name] = torch.empty(shape, dtype=dtype)
         elif (offset + begin) % dtype.itemsize == 0:
-            tensors[name] = torch.frombuffer(buffer, dtype=dtype, count=(end - begin) // dtype.itemsize, offset=offset + begin).reshape(shape)
+            tensors[name] = torch.frombuffer(buffer, dtype=dtype, count=(end - begin) // dtype.itemsize, offset=offset + begin).reshape(
+                shape
+            )
         else:
             tensors[name] = torch.frombuffer(bytearray(buffer[offset + begin : offset + end]), dtype=dtype).reshape(shape)
     return tensors

@@ -83,3 +83,7 @@ def test_tensor_digests_depend_on_names_dtypes_shapes_and_bytes_only():
 def test_file_digest(tmp_path):
     (tmp_path / "f").write_bytes(b"abc")
     assert digest_file(tmp_path / "f") == hashlib.sha256(b"abc").hexdigest()
+
+
+def test_annotated_types_are_read_back_like_dataclasses():
+    assert from_json(list[Inner], to_json([Inner(k=1), Inner(k=2)])) == [Inner(k=1), Inner(k=2)]
