@@ -85,7 +85,7 @@ def _error_figure(results: Results) -> Figure:
         Axis("FVU"),
         (Series("PCA", _floats(pca["k"]), _floats(pca["fvu"]), role="null"), *curves),
         (Rule("x", float(results.settings.k), "k in training"),),
-        "Each dictionary was trained at one k and is read here at others. Past it a TopK code gets worse again, since latents that training never "
+        "Each dictionary was trained at one k and is read here at others. Past it a TopK code gains little, or loses, since latents that training never "
         "let through come in; a pursuit goes on, since every further step can only lower its error.",
     )
 
