@@ -39,7 +39,7 @@ model.shape
 # %%
 addresses = list(sae.state_of_the_union().documents())
 corpus = sae.from_texts(
-    [document.text[: 500 if FAST else 5_000] for document in addresses],
+    [document.text[: 600 if FAST else 6_000] for document in addresses],
     [document.labels for document in addresses],
     name="openings of the State of the Union addresses",
 )

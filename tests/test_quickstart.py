@@ -30,6 +30,7 @@ def kill_after(process: subprocess.Popen, line: str, seconds: float) -> list[str
             process.send_signal(signal.SIGKILL)
             break
     process.wait(timeout=60)
+    process.stdout.close()
     return seen
 
 
