@@ -11,15 +11,18 @@ and the ratio of each to the bare pass, per round and as the median over rounds.
 
 import argparse
 import json
+import os
 import statistics
 import tempfile
 import time
 from pathlib import Path
 
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the quickstart sets it; read when torch is loaded
+
 import torch
 
 from sae.activations.collect import CaptureConfig, collect
-from sae.activations.corpus import state_of_the_union
+from sae.activations.corpus import from_texts, state_of_the_union
 from sae.models.assets import default_model
 from sae.models.language_model import LanguageModel
 from sae.models.tokens import pack
@@ -48,17 +51,12 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     folder = default_model()
     model = LanguageModel.load(folder)
-    bare, site, corpus = (
-        bare_model(folder, options.layer, model.dtype),
-        model.site(f"blocks.{options.layer}.hook_resid_post"),
-        state_of_the_union(),
-    )
+    site, bare = model.site(f"blocks.{options.layer}.hook_resid_post"), bare_model(folder, options.layer, model.dtype)
+    corpus = from_texts([document.text[:3000] for document in state_of_the_union().documents()])
     documents = ((document.id, model.tokenize([document.text])[0]) for document in corpus.documents())
     packed = pack(documents, context=128, separator_id=model.separator_id, bos_id=None)
     rows = torch.stack([next(packed).tokens for _ in range(options.rows)]).long()
-    config = CaptureConfig(
-        sites=(site.name,), n_tokens=rows.numel(), context=128, dtype="bfloat16", rows_per_shard=options.rows, rows_per_batch=16
-    )
+    config = CaptureConfig(sites=(site.name,), n_tokens=rows.numel(), context=128, dtype="bfloat16", rows_per_batch=16)
 
     def run_bare() -> None:
         with torch.inference_mode():

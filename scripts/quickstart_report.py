@@ -126,8 +126,8 @@ def _probes(results: Results) -> Section:
     scores = rows[0].scores
     text = (
         f"Can {task['classes'][1]} be told from {task['classes'][0]} from a few coordinates? {task['n']} texts ({task['source']}), activations and latents "
-        "averaged over each text's tokens. Sparse probes read k coordinates; the dense probe reads all and is what they are held against. Neurons of the "
-        "residual stream and latents are ranked, chosen and scored alike."
+        "averaged over each text's tokens. Sparse probes read k coordinates; the dense probe reads all and is what they are held against. The layer's MLP "
+        "neurons, the coordinates of the residual stream, and latents are ranked, chosen and scored alike."
     )
     notes = (
         f"{scores.n_groups} documents in 5 folds that split documents; at least {scores.n_train} texts to train on in each. {task['licence']}.",

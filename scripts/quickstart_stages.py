@@ -15,7 +15,7 @@ from quickstart_measure import downstream_scores, geometry_of_activations, geome
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from probes.features import pooled_features
+from probes.features import pooled_activations, pooled_features
 from probes.table import ProbeRow, ProbeTableConfig, probe_table
 from probes.tasks import Task, era, sentiment
 from sae.activations.collect import CaptureConfig, collect
@@ -40,6 +40,7 @@ from sae.training.objectives import ReconstructionObjective
 from sae.training.resume import checkpoints, load_training, save_training
 
 SITE = "blocks.15.hook_resid_post"
+NEURONS = "blocks.15.mlp.hook_post"
 NAMES = {"top_k": "TopK", "pursuit": "Matching pursuit"}
 PACKAGES = ("numpy", "scipy", "sklearn", "torch")
 
@@ -192,7 +193,9 @@ class Workbench:
         versions = {package: version(names.get(package, package)) for package in PACKAGES}
         config = {"excerpt": self.settings.excerpt, "n_docstrings": self.settings.n_docstrings, "versions": versions, "seed": 0}
         key = Key("quickstart.corpus", 1, config, {"state_of_the_union": state_of_the_union().digest})
-        path = self.stage("corpus", key, self._write_corpus, lambda path: f"{len((path / 'corpus.jsonl').read_text().splitlines())} documents")
+        path = self.stage(
+            "corpus", key, self._write_corpus, lambda path: f"{len((path / 'corpus.jsonl').read_text().splitlines())} documents"
+        )
         return from_dataset(path / "corpus.jsonl", label_columns=("source", "title"), streaming=False)
 
     def _write_corpus(self, folder: Path) -> None:
@@ -365,7 +368,9 @@ class Workbench:
         def fill(folder: Path) -> None:
             site = self.model.site(SITE)
             pooled = pooled_features(self.model, task.texts, site, {NAMES[kind]: d for kind, d in dictionaries.items()})
-            features = {"residual stream": pooled.acts, **{f"{name} latents": codes for name, codes in pooled.codes.items()}}
+            neurons = pooled_activations(self.model, task.texts, self.model.site(NEURONS))
+            features = {"MLP neurons": neurons, "residual stream": pooled.acts}
+            features |= {f"{name} latents": codes for name, codes in pooled.codes.items()}
             write_json(folder / "rows.json", to_json(probe_table(features, task.y, task.groups, config)))
 
         def text(path: Path) -> str:
@@ -375,7 +380,7 @@ class Workbench:
             null = rows[0].scores.auc.null_mean
             return f"{task.name}, {len(task.y)} texts; AUC with 16 coordinates: {found}; shuffled labels {null:.2f}"
 
-        key = Key("quickstart.probe", 1, {"task": task.name, "table": to_json(config)}, inputs)
+        key = Key("quickstart.probe", 2, {"task": task.name, "table": to_json(config), "neurons": NEURONS}, inputs)
         path = self.stage("probe", key, fill, text)
         described = {"name": task.name, "classes": list(task.classes), "source": task.source, "licence": task.licence, "n": len(task.y)}
         return {"task": described, "rows": [from_json(ProbeRow, row) for row in read_json(path / "rows.json")]}

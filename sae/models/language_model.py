@@ -7,6 +7,7 @@ The weights are raw: nothing folded, so activations and logits are those of the 
 
 import copy
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -111,15 +112,19 @@ class LanguageModel:
     def vocabulary(self) -> list[str]:
         """The text of each token id, `d_vocab` strings: leading spaces kept, U+FFFD for bytes that are no character by themselves.
 
-        Ids that the tokenizer does not use are written `<unused 12>`.
+        Ids that the tokenizer does not use are written `<unused 12>`. Decoded once.
         """
+        return list(self._vocabulary)
+
+    @cached_property
+    def _vocabulary(self) -> tuple[str, ...]:
         n_used = min(len(self.tokenizer), self.shape.d_vocab)
         raw = self.tokenizer.convert_ids_to_tokens(list(range(n_used)))
         texts: list[str] = self.tokenizer.batch_decode([[i] for i in range(n_used)], clean_up_tokenization_spaces=False)
         for i, (token, text) in enumerate(zip(raw, texts, strict=True)):
             if token.startswith("\u2581") and not text.startswith(" "):
                 texts[i] = f" {text}"  # SentencePiece's space, which decoding drops at the start of a text
-        return texts + [f"<unused {i}>" for i in range(n_used, self.shape.d_vocab)]
+        return (*texts, *(f"<unused {i}>" for i in range(n_used, self.shape.d_vocab)))
 
     def capture(
         self, tokens: Int[Tensor, "batch context"], sites: Sequence[Site], *, edits: Sequence[Edit] = ()
