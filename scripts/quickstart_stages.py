@@ -80,7 +80,7 @@ DEFAULT = Settings(
     n_steps=(600, 200),
     n_downstream_rows=64,
     n_snippets=1200,
-    n_shuffles=10,
+    n_shuffles=5,
     n_cards=50,
 )
 FAST = Settings(
