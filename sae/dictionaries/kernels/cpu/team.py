@@ -1,0 +1,62 @@
+"""A team of threads, one per torch thread, that share a list of blocks.
+
+Each member multiplies with one thread and keeps its block in its own cache from the product to the last loop. torch's OpenMP threads spin
+for milliseconds after every parallel region; a second set of threads beside them would wait for a core that does nothing.
+"""
+
+import itertools
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+
+_members: dict[int, ThreadPoolExecutor] = {}
+os.register_at_fork(after_in_child=_members.clear)
+
+
+def size() -> int:
+    """Members of the team: the number of threads torch may use."""
+    return torch.get_num_threads()
+
+
+def each(function: Callable[[int], None], n_blocks: int) -> None:
+    """function(0), ..., function(n_blocks - 1), each once, in any order, members taking the next block as they become free; no gradients
+    are recorded.
+
+    Raises what a block raised. Functions must not call `each` again.
+    """
+    n_members = min(size(), n_blocks)
+    if n_members <= 1:
+        with torch.no_grad():
+            for block in range(n_blocks):
+                function(block)
+        return
+    blocks = itertools.count()
+
+    def work() -> None:
+        with torch.no_grad():
+            while (block := next(blocks)) < n_blocks:
+                function(block)
+
+    for member in [_team(size()).submit(work) for _ in range(n_members)]:
+        member.result()
+
+
+def _team(n_members: int) -> ThreadPoolExecutor:
+    if n_members not in _members:
+        team = ThreadPoolExecutor(n_members, thread_name_prefix="sae-kernel")
+        all_here = threading.Barrier(n_members)
+
+        def enter() -> None:
+            torch.get_num_threads()  # makes torch take this thread's number from the default; later it stays what we set
+            torch.set_num_threads(1)
+            all_here.wait()
+
+        for member in [team.submit(enter) for _ in range(n_members)]:
+            member.result()
+        # torch keeps the number per thread, but the last one set is also the default of threads still to come.
+        torch.set_num_threads(n_members)
+        _members[n_members] = team
+    return _members[n_members]
