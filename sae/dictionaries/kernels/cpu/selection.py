@@ -1,0 +1,82 @@
+"""top: the k largest of x R^T + b per row, without ever holding the pre-activations.
+
+A tile of rough pre-activations (int8 or bfloat16 where the CPU multiplies it fast) stays in the cache between the product and the scan that
+picks candidates; the candidates' exact float32 values decide. A row whose candidates do not fit its buffer, because the bound is too coarse
+for it, is done again in the next finer precision; float32 takes any row.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sae.dictionaries.kernels.cpu import team
+from sae.dictionaries.kernels.cpu.loops import arrays
+from sae.dictionaries.kernels.cpu.memory import recycled
+from sae.dictionaries.kernels.cpu.rough import Precision, Rough, available, rough_input, rough_rows
+from sae.dictionaries.kernels.cpu.scan import GROUP, OVERFLOW, scan, settle
+from sae.dictionaries.kernels.reference import Slots
+
+BLOCK_ROWS, TILE_LATENTS = 256, 1024
+"""Inputs and latents of one tile."""
+MIN_ROWS = 64
+"""Fewer inputs do not repay rounding the weights."""
+
+
+def top(x: Float[Tensor, "n d_in"], rows: Float[Tensor, "d_sae d_in"], bias: Float[Tensor, "d_sae"], k: int, signed: bool) -> Slots:
+    """The k largest of x rows^T + bias per row by falling value, negative ones set to 0; with `signed` by falling |value|.
+
+    Slots of value 0 hold latents that are distinct within the row, but otherwise arbitrary.
+    """
+    rough_pays = len(x) >= MIN_ROWS and 16 * k <= len(rows)
+    return top_in(available() if rough_pays else ("float32",), x, rows, bias, k, signed)
+
+
+def top_in(
+    precisions: tuple[Precision, ...],
+    x: Float[Tensor, "n d_in"],
+    rows: Float[Tensor, "d_sae d_in"],
+    bias: Float[Tensor, "d_sae"],
+    k: int,
+    signed: bool,
+) -> Slots:
+    """`top`, looking first in the first of `precisions`; the last must be float32."""
+    x, rows, bias = (tensor.detach().contiguous() for tensor in (x, rows, bias))
+    slots = Slots(torch.empty(len(x), k), torch.empty(len(x), k, dtype=torch.long))
+    left = _select(precisions[0], x, rows, bias, signed, slots)
+    if len(left):
+        finer = precisions[1:] if len(left) >= MIN_ROWS else precisions[-1:]
+        rest = top_in(finer, x[left], rows, bias, k, signed)
+        slots.values[left], slots.indices[left] = rest
+    return slots
+
+
+def _select(precision: Precision, x: Tensor, rows: Tensor, bias: Tensor, signed: bool, slots: Slots) -> Tensor:
+    """Fill the slots of every row that the precision suffices for; the numbers of the others."""
+    n, d_sae, k = len(x), len(rows), slots.values.shape[1]
+    rough = rough_rows(rows, x, precision)
+    capacity = min(2 * k + 4 * GROUP, d_sae) + GROUP
+    overflowed = torch.zeros(n, dtype=torch.bool)
+
+    def block(b: int) -> None:
+        part = slice(b * BLOCK_ROWS, (b + 1) * BLOCK_ROWS)
+        done = Slots(slots.values[part], slots.indices[part])
+        overflowed[part] = _select_block(rough, x[part], rows, bias, signed, done, capacity)
+
+    team.each(block, -(-n // BLOCK_ROWS))
+    return overflowed.nonzero().view(-1)
+
+
+def _select_block(rough: Rough, x: Tensor, rows: Tensor, bias: Tensor, signed: bool, slots: Slots, capacity: int) -> Tensor:
+    n, d_sae, k = len(x), len(rows), slots.values.shape[1]
+    given = rough_input(x, rough)
+    buffer = recycled(n * min(TILE_LATENTS, d_sae), dtype=torch.int32)
+    counts = torch.zeros(n, dtype=torch.int32)
+    floors = torch.full((n,), -1.0 if signed else 0.0)
+    upper, latents = recycled(n, capacity), recycled(n, capacity, dtype=torch.int32)
+    candidates = arrays(floors, counts, upper, latents)
+    scale, spread, offset = arrays(rough.scale, rough.spread, bias)
+    for first in range(0, d_sae, TILE_LATENTS):
+        tile = rough.product(given, slice(first, first + TILE_LATENTS), buffer)
+        scan(tile.numpy(), first, given.scale, given.slack, scale, spread, offset, signed, k, *candidates)
+    settle(*arrays(x, rows, bias), signed, k, *candidates, given.slack, spread, *arrays(*slots))
+    return counts == OVERFLOW
