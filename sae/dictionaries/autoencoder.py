@@ -3,6 +3,11 @@
     z = activation((x - b_dec) W_enc + b_enc)        x_hat = z W_dec + b_dec
 
 With TopK this is the k-sparse autoencoder of Makhzani & Frey 2013 (1312.5663) in the form of Gao et al. 2024 (2406.04093) section 2.3.
+
+A transcoder (`d_out` given; Dunefsky et al. 2024, 2406.11944) explains the activations y of another site, its own scaling applied, by those of
+its input; with `skip` through a linear path besides the latents (Paulo et al. 2025, 2501.18823):
+
+    z = activation(x W_enc + b_enc)                  y_hat = z W_dec + b_dec (+ x W_skip)
 """
 
 from collections.abc import Mapping
@@ -10,14 +15,17 @@ from dataclasses import dataclass, field, replace
 from typing import Any, final
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from sae.dictionaries import kernels
-from sae.dictionaries.activations import Activation, TopK
+from sae.dictionaries.activations import Activation, Active, JumpReLU, TopK
 from sae.dictionaries.base import Dictionary, check_widths, random_atoms
 from sae.dictionaries.codes import SparseCodes
+from sae.dictionaries.explained import Ask, Explained, prefix_errors
+from sae.dictionaries.kernels import Encoded
 from sae.dictionaries.scaling import Scaling
+from sae.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,59 +38,188 @@ class AutoencoderConfig:
     """Number of latents."""
     activation: Activation = field(default_factory=TopK)
     """What is kept of the pre-activations."""
+    d_out: int | None = None
+    """Width of the activations that a transcoder explains; absent for an autoencoder, which explains its input."""
+    skip: bool = False
+    """Whether a transcoder has a linear path from input to output."""
 
     def __post_init__(self) -> None:
         check_widths(self.d_in, self.d_sae, "Autoencoder")
         self.activation.check(self.d_sae)
+        if self.d_out is not None:
+            check_widths(self.d_out, self.d_sae, "Autoencoder")
+        elif self.skip:
+            raise ConfigError("skip must be False without d_out: an autoencoder with a linear path would copy its input (Autoencoder)")
 
 
 @final
 class Autoencoder(Dictionary):
-    """z = activation((x - b_dec) W_enc + b_enc), x_hat = z W_dec + b_dec.
+    """z = activation((x - b_dec) W_enc + b_enc), x_hat = z W_dec + b_dec; a transcoder where `config.d_out` is given, see the module's text.
 
-    A new one has random unit atoms drawn from `seed`, a tied encoder W_enc = W_dec^T and zero biases; `initialise_` starts it from data.
-    W_enc [d_in, d_sae] is stored column by column, so that one latent's weights are contiguous.
+    A new one has random unit atoms drawn from `seed`, a tied encoder W_enc = W_dec^T (independent in a transcoder) and zero biases;
+    `initialise_` starts it from data. W_enc [d_in, d_sae] is stored column by column, so that one latent's weights are contiguous.
+    `scaling` belongs to the input, `target_scaling` to a transcoder's output.
     """
 
     config: AutoencoderConfig
 
     def __init__(
-        self, config: AutoencoderConfig, scaling: Scaling | None = None, *, seed: int = 0, provenance: Mapping[str, Any] | None = None
+        self,
+        config: AutoencoderConfig,
+        scaling: Scaling | None = None,
+        *,
+        target_scaling: Scaling | None = None,
+        seed: int = 0,
+        provenance: Mapping[str, Any] | None = None,
     ):
         super().__init__(config, scaling, provenance)
-        atoms = random_atoms(config.d_sae, config.d_in, seed)
-        self.W_enc = nn.Parameter(atoms.clone().T)
+        d_out = config.d_out or config.d_in
+        atoms = random_atoms(config.d_sae, d_out, seed)
+        encoder = atoms if config.d_out is None else random_atoms(config.d_sae, config.d_in, seed + 1)
+        self.W_enc = nn.Parameter(encoder.clone().T)
         self.b_enc = nn.Parameter(torch.zeros(config.d_sae))
         self.W_dec = nn.Parameter(atoms)
-        self.b_dec = nn.Parameter(torch.zeros(config.d_in))
+        self.b_dec = nn.Parameter(torch.zeros(d_out))
+        if config.skip:
+            self.W_skip = nn.Parameter(torch.zeros(config.d_in, d_out))
+        if config.d_out is not None:
+            self._set_target_scaling(target_scaling or Scaling.identity(d_out))
+        elif target_scaling is not None:
+            raise ConfigError("target_scaling must be absent for an autoencoder: its output has the scaling of its input (Autoencoder)")
+        for name, start in config.activation.parameters(config.d_sae).items():
+            self.register_parameter(name, nn.Parameter(start))
+        for name, start in config.activation.state().items():
+            self.register_buffer(name, start)
+
+    @property
+    def is_transcoder(self) -> bool:
+        """Whether it explains another site's activations."""
+        return self.config.d_out is not None
+
+    @property
+    def k(self) -> float | None:
+        """Active latents per row, where the activation fixes their number."""
+        return getattr(self.config.activation, "k", None)
+
+    @property
+    def target_scaling(self) -> Scaling:
+        """The map from the activations that are explained to the space of `reconstruct`."""
+        return Scaling(self.target_mean, self._target_scale) if self.is_transcoder else self.scaling
+
+    @property
+    def scales(self) -> dict[str, float]:
+        """The scale of the input and, for a transcoder, of the output."""
+        return {"scale": self._scale, "target_scale": self._target_scale} if self.is_transcoder else {"scale": self._scale}
 
     def code(self, x: Float[Tensor, "n d_in"]) -> SparseCodes:
-        """Codes of scaled activations, each row by falling value."""
-        values, indices = kernels.encode(x, self.b_dec, self.W_enc, self.b_enc, self.config.activation)
-        return SparseCodes.positive(indices, values, self.d_sae)
+        """Codes of scaled activations: by falling value for TopK, falling size for AbsTopK, rising latent otherwise."""
+        active, encoded = self._activate(x, self.config.activation, training=False)
+        return SparseCodes.of_slots(encoded.indices, active.values, self.d_sae)
 
-    def pre_acts(
-        self, x: Float[Tensor, "n d_in"], residual: Float[Tensor, "n d_in"], latents: Int[Tensor, "m"]
-    ) -> Float[Tensor, "n m"]:
-        """Pre-activations (x - b_dec) W_enc + b_enc of the given latents; the residual plays no part."""
-        return torch.addmm(self.b_enc[latents], x - self.b_dec, self.W_enc.T[latents].T)
+    def forward(self, acts: Float[Tensor, "n d_in"]) -> Float[Tensor, "n d_out"]:
+        """decode(encode(acts)), and a transcoder's linear path where it has one."""
+        x = self.scaled(acts)
+        x_hat = self.reconstruct(self.code(x))
+        return self.target_scaling.undo(x_hat + x @ self.W_skip if self.config.skip else x_hat)
+
+    def explain(self, x: Float[Tensor, "n d_in"], ask: Ask) -> Explained:
+        """What training needs to know about scaled activations; here BatchTopK couples the rows of x. Raises ConfigError where a transcoder
+        is given no target, or an autoencoder one.
+        """
+        if (ask.target is None) == self.is_transcoder:
+            wanted = "given for a transcoder" if self.is_transcoder else "absent for an autoencoder"
+            raise ConfigError(f"target must be {wanted} (Autoencoder)")
+        activation = self.config.activation if ask.k is None else self.config.activation.with_k(ask.k)
+        active, encoded = self._activate(x, activation, training=True, asked=ask.latents)
+        target = x if ask.target is None else ask.target
+        if self.config.skip:
+            target = target - x @ self.W_skip
+        errors = self._errors(Encoded(active.values, encoded.indices, encoded.answers), target, ask)
+        zero = errors.error.new_zeros(())
+        gate_error = zero
+        if active.gates is not None:
+            frozen = kernels.weighted_rows(active.gates, encoded.indices, self.W_dec.detach()) + self.b_dec.detach()
+            gate_error = (target.detach() - frozen).square().sum()
+        nested = zero.expand(0)
+        if ask.prefixes:
+            nested = prefix_errors(active.values, encoded.indices, self.W_dec, target - self.b_dec, ask.prefixes)
+        codes = SparseCodes.of_slots(encoded.indices, active.values.detach(), self.d_sae)
+        return Explained(
+            error=errors.error,
+            residual=errors.residual,
+            codes=codes,
+            l0=float(codes.counts.double().mean()),
+            revival=errors.revival,
+            penalty=active.penalty,
+            gate_error=gate_error,
+            prefix_errors=nested,
+        )
+
+    def settle_(self, codes: SparseCodes) -> None:
+        """BatchTopK's threshold takes note of the smallest value of a training batch."""
+        self.config.activation.settle_(codes.values, self._weights())
 
     def with_activation(self, activation: Activation) -> "Autoencoder":
-        """The same weights (shared, not copied) under another activation, for example TopK with another k at inference."""
-        other = Autoencoder(replace(self.config, activation=activation), self.scaling, provenance=self.provenance)
-        for name, parameter in self.named_parameters():
-            setattr(other, name, parameter)
+        """The same weights (shared, not copied) under another activation, for example TopK with another k at inference. Parameters that only
+        the other activation has are new.
+        """
+        target_scaling = self.target_scaling if self.is_transcoder else None
+        config = replace(self.config, activation=activation)
+        other = Autoencoder(config, self.scaling, target_scaling=target_scaling, provenance=self.provenance)
+        own = dict(self.named_parameters()) | dict(self.named_buffers())
+        for name in [*dict(other.named_parameters()), *dict(other.named_buffers())]:
+            if name in own:
+                setattr(other, name, own[name])
         return other.train(self.training)
 
     @torch.no_grad()
     def fold(self) -> "Autoencoder":
-        """The same function on activations with identity scaling: b_enc' = b_enc / scale, b_dec' = b_dec / scale + mean, weights
-        unchanged.
+        """The same function on activations with identity scaling. With input scale s and mean m (of the output t and p for a transcoder)
+
+        b_enc' = b_enc / s, b_dec' = b_dec / s + m, an activation's thresholds and magnitudes / s, weights unchanged; for a transcoder
+        codes are z / s, so W_enc' = W_enc, b_enc' = b_enc / s - m W_enc, and what decodes them (W_dec, W_skip) is multiplied by s / t.
         """
-        scaling = self.scaling
-        folded = Autoencoder(self.config, provenance=self.provenance).to(self.W_dec)
-        folded.W_enc.copy_(self.W_enc)
-        folded.W_dec.copy_(self.W_dec)
-        folded.b_enc.copy_(self.b_enc / scaling.scale)
-        folded.b_dec.copy_(self.b_dec / scaling.scale + scaling.mean)
+        s, mean = self.scaling.scale, self.scaling.mean
+        activation, own = self.config.activation.folded(self._weights(), s)
+        folded = Autoencoder(replace(self.config, activation=activation), provenance=self.provenance).to(self.W_dec)
+        state = {name: tensor.clone() for name, tensor in folded.state_dict().items()}
+        state |= {"W_enc": self.W_enc, "W_dec": self.W_dec, "b_enc": self.b_enc / s, **own}
+        if self.is_transcoder:
+            ratio = s / self._target_scale
+            state["b_enc"] = self.b_enc / s - mean @ self.W_enc
+            state["W_dec"], state["b_dec"] = self.W_dec * ratio, self.b_dec / self._target_scale + self.target_mean
+            if self.config.skip:
+                state["W_skip"] = self.W_skip * ratio
+                state["b_dec"] = state["b_dec"] - mean @ state["W_skip"]
+        else:
+            state["b_dec"] = self.b_dec / s + mean
+        folded.load_state_dict(state)
         return folded
+
+    def _activate(
+        self, x: Tensor, activation: Activation, *, training: bool, asked: Tensor | None = None
+    ) -> tuple[Active, Encoded]:
+        weights = self._weights()
+        shift = None if self.is_transcoder else self.b_dec
+        encoded = kernels.encode(x, shift, self.W_enc, self.b_enc, activation.rule(weights, training=training), asked)
+        return activation.activate(encoded.values, encoded.indices, weights), encoded
+
+    def _errors(self, encoded: Encoded, target: Tensor, ask: Ask) -> kernels.Errors:
+        if not isinstance(self.config.activation, JumpReLU):
+            return kernels.squared_error(encoded, self.W_dec, self.b_dec, target, ask.latents, ask.k_aux)
+        # JumpReLU's slots just below their thresholds have value 0 and yet a gradient, so they go through the product that gives them one.
+        residual = target - self.b_dec - kernels.weighted_rows(encoded.values, encoded.indices, self.W_dec)
+        nothing = Encoded(encoded.values.new_zeros(len(target), 1), encoded.indices.new_zeros(len(target), 1), encoded.answers)
+        fixed = self.b_dec.detach()
+        rest = kernels.squared_error(nothing, self.W_dec, fixed, residual.detach() + fixed, ask.latents, ask.k_aux)
+        return kernels.Errors(residual.square().sum(), rest.revival, residual.detach())
+
+    def _weights(self) -> dict[str, Tensor]:
+        names = [*self.config.activation.parameters(self.d_sae), *self.config.activation.state()]
+        return {"b_enc": self.b_enc, **{name: getattr(self, name) for name in names}}
+
+    def _set_target_scaling(self, scaling: Scaling) -> None:
+        if scaling.mean.shape != (self.config.d_out,):
+            raise ConfigError(f"target_scaling.mean must have width d_out={self.config.d_out}, got {scaling.mean.shape[0]} (Autoencoder)")
+        self.register_buffer("target_mean", scaling.mean.detach().clone().float())
+        self._target_scale = scaling.scale

@@ -8,14 +8,15 @@ Public methods take and return activations of the language model; the scaling is
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from sae.dictionaries import kernels
 from sae.dictionaries.codes import SparseCodes
+from sae.dictionaries.explained import Ask, Explained
 from sae.dictionaries.scaling import Scaling
 from sae.errors import ConfigError
 from sae.fingerprint import digest, digest_tensors, to_json
@@ -39,12 +40,15 @@ class Widths(Protocol):
 class Dictionary(nn.Module, ABC):
     """Encodes activations sparsely over d_sae atoms and decodes them again; see the module's text for the equations.
 
-    In train and eval mode alike, a row's codes depend on that row only. `provenance` is free-form JSON set by whoever trained it: by
+    In train and eval mode alike, a row's codes depend on that row only; what couples the rows of a batch (BatchTopK) happens in `explain`
+    alone. `provenance` is free-form JSON set by whoever trained it: by
     convention `site`, `model_digest`, `store_digest` and `training`; it is saved, but is not part of `digest`.
     """
 
-    W_dec: Float[Tensor, "d_sae d_in"]
-    b_dec: Float[Tensor, "d_in"]
+    unit_atoms: ClassVar[bool] = True
+    """Whether training keeps the rows of W_dec on the unit sphere."""
+    W_dec: Float[Tensor, "d_sae d_out"]
+    b_dec: Float[Tensor, "d_out"]
     scaling_mean: Float[Tensor, "d_in"]
 
     def __init__(self, config: Widths, scaling: Scaling | None, provenance: Mapping[str, Any] | None):
@@ -73,9 +77,19 @@ class Dictionary(nn.Module, ABC):
         return Scaling(self.scaling_mean, self._scale)
 
     @property
+    def target_scaling(self) -> Scaling:
+        """The map from the activations that are explained to the space of `reconstruct`; that of the input except in a transcoder."""
+        return self.scaling
+
+    @property
+    def scales(self) -> dict[str, float]:
+        """The scale of every scaling, by the name that a checkpoint gives it."""
+        return {"scale": self._scale}
+
+    @property
     def digest(self) -> str:
         """SHA-256 of what the dictionary computes: its class, configuration, scaling and every parameter, bit for bit."""
-        head = digest({"kind": type(self).__name__, "config": to_json(self.config), "scale": self._scale})
+        head = digest({"kind": type(self).__name__, "config": to_json(self.config), **self.scales})
         return digest([head, digest_tensors(self.state_dict())])
 
     @abstractmethod
@@ -83,12 +97,11 @@ class Dictionary(nn.Module, ABC):
         """Codes of scaled activations; differentiable."""
 
     @abstractmethod
-    def pre_acts(
-        self, x: Float[Tensor, "n d_in"], residual: Float[Tensor, "n d_in"], latents: Int[Tensor, "m"]
-    ) -> Float[Tensor, "n m"]:
-        """What the given latents would answer if they were asked, for x and what the active ones left of it; differentiable in the
-        parameters.
-        """
+    def explain(self, x: Float[Tensor, "n d_in"], ask: Ask) -> Explained:
+        """What training needs to know about scaled activations; differentiable. Raises ConfigError for what this kind cannot answer."""
+
+    def settle_(self, codes: SparseCodes) -> None:
+        """Take note of the codes of a training batch, in place: what a dictionary keeps besides its parameters (BatchTopK's threshold)."""
 
     @abstractmethod
     def fold(self) -> "Dictionary":
@@ -101,30 +114,37 @@ class Dictionary(nn.Module, ABC):
         """Codes of activations. Raises ConfigError for the wrong width or values that are not finite."""
         return self.code(self.scaled(acts))
 
-    def decode(self, codes: SparseCodes) -> Float[Tensor, "n d_in"]:
+    def decode(self, codes: SparseCodes) -> Float[Tensor, "n d_out"]:
         """Activations that the codes stand for. Raises ConfigError for codes over another number of latents."""
-        return self.scaling.undo(self.reconstruct(codes))
+        return self.target_scaling.undo(self.reconstruct(codes))
 
-    def forward(self, acts: Float[Tensor, "n d_in"]) -> Float[Tensor, "n d_in"]:
+    def forward(self, acts: Float[Tensor, "n d_in"]) -> Float[Tensor, "n d_out"]:
         """decode(encode(acts))."""
         return self.decode(self.encode(acts))
 
-    def reconstruct(self, codes: SparseCodes) -> Float[Tensor, "n d_in"]:
+    def reconstruct(self, codes: SparseCodes) -> Float[Tensor, "n d_out"]:
         """x_hat = z W_dec + b_dec, in the space of `code`; differentiable."""
         if codes.d_sae != self.d_sae:
             raise ConfigError(f"codes must be over d_sae={self.d_sae} latents, got {codes.d_sae} ({type(self).__name__})")
         return kernels.weighted_rows(codes.values.to(self.W_dec.dtype), codes.indices, self.W_dec) + self.b_dec
 
-    def residual(self, x: Float[Tensor, "n d_in"]) -> tuple[Float[Tensor, "n d_in"], SparseCodes]:
-        """(x - x_hat, codes) of scaled activations: what training differentiates."""
-        codes = self.code(x)
-        return x - self.reconstruct(codes), codes
+    @property
+    def k(self) -> float | None:
+        """Active latents per row, where the configuration fixes their number."""
+        return getattr(self.config, "k", None)
+
+    def scaled_target(self, acts: Float[Tensor, "n d_out"]) -> Float[Tensor, "n d_out"]:
+        """Scaled activations of the site that is explained, checked like the input's."""
+        return self._checked(acts, self.target_scaling, self.W_dec.shape[1], "d_out")
 
     def scaled(self, acts: Float[Tensor, "n d_in"]) -> Float[Tensor, "n d_in"]:
         """x = scaling.apply(acts), after checking the width and that every value is finite."""
-        if acts.ndim != 2 or acts.shape[1] != self.d_in:
-            raise ConfigError(f"acts must have shape [n, d_in={self.d_in}], got {list(acts.shape)} ({type(self).__name__})")
-        x = self.scaling.apply(acts).to(self.W_dec.dtype)
+        return self._checked(acts, self.scaling, self.d_in, "d_in")
+
+    def _checked(self, acts: Tensor, scaling: Scaling, width: int, name: str) -> Tensor:
+        if acts.ndim != 2 or acts.shape[1] != width:
+            raise ConfigError(f"acts must have shape [n, {name}={width}], got {list(acts.shape)} ({type(self).__name__})")
+        x = scaling.apply(acts).to(self.W_dec.dtype)
         # A sum is finite only if every term is (an overflow of finite terms is settled by looking at each).
         if not bool(torch.isfinite(x.detach().sum())) and not bool(torch.isfinite(x.detach()).all()):
             n_bad = int((~torch.isfinite(x).all(1)).sum())
@@ -133,8 +153,9 @@ class Dictionary(nn.Module, ABC):
 
     @torch.no_grad()
     def normalise_(self) -> None:
-        """Scale every atom to unit norm, in place."""
-        self.W_dec.div_(torch.linalg.vector_norm(self.W_dec, dim=1, keepdim=True).clamp_min(torch.finfo(self.W_dec.dtype).tiny))
+        """Scale every atom to unit norm, in place; nothing where atoms are not `unit_atoms`."""
+        if self.unit_atoms:
+            self.W_dec.div_(torch.linalg.vector_norm(self.W_dec, dim=1, keepdim=True).clamp_min(torch.finfo(self.W_dec.dtype).tiny))
 
 
 def check_widths(d_in: int, d_sae: int, owner: str) -> None:

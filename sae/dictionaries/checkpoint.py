@@ -1,6 +1,6 @@
 """A dictionary on disk: a folder that describes itself.
 
-    config.json           {"format": 1, "kind": "Autoencoder", "config": {...}, "scale": s, "digest": "..."}
+    config.json           {"format": 1, "kind": "Autoencoder", "config": {...}, "scale": s, "digest": "..."}; a transcoder also "target_scale"
     weights.safetensors   W_dec [d_sae, d_in], b_dec [d_in], scaling_mean [d_in], and what else the kind has
     provenance.json       where it came from: site, model and store digests, training configuration
 
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sae.dictionaries.autoencoder import Autoencoder, AutoencoderConfig
 from sae.dictionaries.base import Dictionary
+from sae.dictionaries.codebook import Codebook, CodebookConfig
 from sae.dictionaries.pursuit import MatchingPursuit, PursuitConfig
 from sae.dictionaries.scaling import Scaling
 from sae.errors import ConfigError, FormatError
@@ -26,6 +27,7 @@ FORMAT = 1
 KINDS: dict[str, tuple[type[Dictionary], type]] = {
     "Autoencoder": (Autoencoder, AutoencoderConfig),
     "MatchingPursuit": (MatchingPursuit, PursuitConfig),
+    "Codebook": (Codebook, CodebookConfig),
 }
 
 
@@ -41,7 +43,7 @@ def write_dictionary(dictionary: Dictionary, folder: Path) -> None:
         "format": FORMAT,
         "kind": type(dictionary).__name__,
         "config": to_json(dictionary.config),
-        "scale": dictionary.scaling.scale,
+        **dictionary.scales,
         "digest": dictionary.digest,
     }
     write_json(folder / "config.json", head)
@@ -58,8 +60,7 @@ def load_dictionary(folder: str | Path) -> Dictionary:
     tensors, provenance = load_tensors(folder / "weights.safetensors"), read_json(folder / "provenance.json")
     try:
         config = from_json(config_class, head["config"], where="config")
-        scale = from_json(float, head["scale"], where="scale")
-        dictionary = dictionary_class(config, Scaling(torch.zeros(config.d_in), scale), provenance=provenance)
+        dictionary = dictionary_class(config, provenance=provenance, **_scalings(config, head))
     except ConfigError as error:
         raise FormatError(f"{path} does not describe a {head['kind']}: {error}") from error
     _check_tensors(folder / "weights.safetensors", tensors, dictionary.state_dict())
@@ -70,9 +71,20 @@ def load_dictionary(folder: str | Path) -> Dictionary:
     return dictionary
 
 
+def _scalings(config: Any, head: dict[str, Any]) -> dict[str, Scaling]:
+    """The scalings by argument name, with means still to be filled in."""
+    scalings = {"scaling": Scaling(torch.zeros(config.d_in), from_json(float, head["scale"], where="scale"))}
+    if "target_scale" in head:
+        scale = from_json(float, head["target_scale"], where="target_scale")
+        scalings["target_scaling"] = Scaling(torch.zeros(config.d_out or config.d_in), scale)
+    return scalings
+
+
 def _head(path: Path) -> dict[str, Any]:
     head = read_json(path)
     keys = {"format", "kind", "config", "scale", "digest"}
+    if isinstance(head, dict) and "target_scale" in head:
+        keys.add("target_scale")
     if not isinstance(head, dict) or set(head) != keys:
         found = sorted(set(head) ^ keys) if isinstance(head, dict) else [type(head).__name__]
         raise FormatError(f"{path} must have exactly the keys {sorted(keys)}; missing or unknown: {found}")

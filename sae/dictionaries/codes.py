@@ -34,10 +34,14 @@ class SparseCodes:
     """Number of latents."""
 
     @staticmethod
-    def positive(indices: Int[Tensor, "n k_max"], values: Float[Tensor, "n k_max"], d_sae: int) -> "SparseCodes":
-        """Codes whose active slots are those with value > 0, for slots sorted by falling value."""
-        active = values > 0
-        return SparseCodes(indices * active, values * active, active.sum(1), d_sae)
+    def of_slots(indices: Int[Tensor, "n k_max"], values: Float[Tensor, "n k_max"], d_sae: int) -> "SparseCodes":
+        """Codes whose active slots are those with a value other than 0, in the order they have. Differentiable in `values`."""
+        active = values != 0
+        counts = active.sum(1)
+        if bool((active[:, 1:] & ~active[:, :-1]).any()):  # an unused slot before an active one
+            order = (~active).to(torch.uint8).argsort(dim=1, stable=True)
+            indices, values, active = indices.gather(1, order), values.gather(1, order), active.gather(1, order)
+        return SparseCodes(indices * active, values * active, counts, d_sae)
 
     @staticmethod
     def concatenate(parts: Sequence["SparseCodes"]) -> "SparseCodes":

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from sae.dictionaries import kernels
 from sae.dictionaries.base import Dictionary, check_widths, random_atoms
 from sae.dictionaries.codes import SparseCodes
+from sae.dictionaries.explained import Ask, Explained
 from sae.dictionaries.scaling import Scaling
 from sae.errors import ConfigError
 
@@ -108,20 +109,38 @@ class MatchingPursuit(Dictionary):
         """Codes of scaled activations, every atom once per row in order of first selection."""
         return self._pursue(x, None, None).codes
 
-    def residual(self, x: Float[Tensor, "n d_in"]) -> tuple[Float[Tensor, "n d_in"], SparseCodes]:
-        """(x - x_hat, selections) of scaled activations: what training differentiates, without decoding again."""
+    def explain(self, x: Float[Tensor, "n d_in"], ask: Ask) -> Explained:
+        """What training needs to know about scaled activations. Asked latents answer with their correlation d_j . e with what pursuit left, so
+        a dead atom is drawn there. Raises ConfigError for a target or prefixes, which pursuit does not have.
+        """
+        if ask.target is not None or ask.prefixes:
+            wrong = "target" if ask.target is not None else "prefixes"
+            raise ConfigError(f"{wrong} must be absent: pursuit encodes with the atoms it decodes with (MatchingPursuit)")
         self._check_norms()
-        if self.config.orthogonal:
-            steps = self._pursue(x, None, None).steps
-            return x - self.reconstruct(steps), steps
-        path = kernels.pursue(x - self.b_dec, self.W_dec, self.config.k, None, self.config.selection == "signed")
-        return path.residual, SparseCodes(path.indices, path.values, path.counts, self.d_sae)
+        k = self.config.k if ask.k is None else round(ask.k)
+        check_n_steps(k, self.config)
+        run = kernels.pursue_orthogonally if self.config.orthogonal else kernels.pursue
+        path = run(x - self.b_dec, self.W_dec, k, None, self.config.selection == "signed")
+        zero = path.residual.new_zeros(())
+        codes = SparseCodes(path.indices, path.values.detach(), path.counts, self.d_sae)
+        return Explained(
+            error=path.residual.square().sum(),
+            residual=path.residual.detach(),
+            codes=codes,
+            l0=codes.mean_l0(),
+            revival=zero if ask.latents is None else self._revival(path.residual.detach(), ask.latents, ask.k_aux),
+            penalty=zero,
+            gate_error=zero,
+            prefix_errors=zero.expand(0),
+        )
 
-    def pre_acts(
-        self, x: Float[Tensor, "n d_in"], residual: Float[Tensor, "n d_in"], latents: Int[Tensor, "m"]
-    ) -> Float[Tensor, "n m"]:
-        """Correlations d_j . residual of the given atoms with what pursuit left over; x plays no part."""
-        return residual @ self.W_dec[latents].T
+    def _revival(self, residual: Tensor, latents: Tensor, k_aux: int) -> Tensor:
+        atoms = self.W_dec[latents]
+        answers = (residual @ atoms.T).relu()
+        if k_aux < len(latents):
+            kept = answers.detach().topk(k_aux).indices
+            answers = answers * torch.zeros_like(answers).scatter_(1, kept, 1.0)
+        return (residual - answers @ atoms).square().sum()
 
     @torch.no_grad()
     def fold(self) -> "MatchingPursuit":

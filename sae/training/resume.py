@@ -1,8 +1,8 @@
 """Stopping at step n and going on as if nothing had happened.
 
     folder/step-00000600/   config.json, weights.safetensors, provenance.json    the dictionary
-                            training.safetensors                                 Adam's moments, tokens since each latent fired
-                            training.json                                        step, tokens, TrainConfig
+                            training.safetensors                                 optimiser moments, running averages, tokens since each latent fired
+                            training.json                                        step, tokens, pressure, TrainConfig
 
 A checkpoint appears whole or not at all; older ones are removed only after the new one is in place.
 """
@@ -22,8 +22,7 @@ from sae.fingerprint import from_json, to_json
 from sae.storage import atomic_folder, load_tensors, read_json, save_tensors, write_json
 from sae.training.loop import TrainConfig, TrainState
 
-FORMAT = 1
-MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+FORMAT = 2
 
 
 def save_training(folder: str | Path, dictionary: Dictionary, state: TrainState, *, keep: int = 2) -> Path:
@@ -31,14 +30,13 @@ def save_training(folder: str | Path, dictionary: Dictionary, state: TrainState,
     if keep < 1:
         raise ConfigError(f"keep must be at least 1, got {keep} (save_training)")
     folder = Path(folder)
-    tensors: dict[str, Tensor] = {"since_fired": state.since_fired}
-    for name, parameter in dictionary.named_parameters():
-        tensors |= {f"{moment}.{name}": state.optimiser.state[parameter][moment] for moment in MOMENTS if state.step}
+    tensors = _tensors(state)
     path = folder / f"step-{state.step:08d}"
     with atomic_folder(path) as temporary:
         write_dictionary(dictionary, temporary)
         save_tensors(temporary / "training.safetensors", tensors)
-        record = {"format": FORMAT, "step": state.step, "n_tokens": state.n_tokens, "config": to_json(state.config)}
+        record = {"format": FORMAT, "step": state.step, "n_tokens": state.n_tokens}
+        record |= {"pressure": state.pressure, "config": to_json(state.config)}
         write_json(temporary / "training.json", record)
     for old in checkpoints(folder)[:-keep]:
         if old != path:
@@ -66,31 +64,34 @@ def load_training(folder: str | Path) -> tuple[Dictionary, TrainState]:
     record = _record(folder / "training.json")
     tensors = load_tensors(folder / "training.safetensors")
     state = TrainState.start(dictionary, record["config"])
-    state.step, state.n_tokens = record["step"], record["n_tokens"]
-    parameters = dict(dictionary.named_parameters())
-    expected = {"since_fired"} | {f"{moment}.{name}" for name in parameters for moment in MOMENTS if state.step}
-    if set(tensors) != expected:
-        raise FormatError(f"{folder / 'training.safetensors'}: missing or unexpected tensors {sorted(set(tensors) ^ expected)}")
-    state.since_fired = tensors["since_fired"]
-    for name, parameter in parameters.items() if state.step else ():
-        moments = {moment: tensors[f"{moment}.{name}"] for moment in MOMENTS}
-        # Adam keeps its moments in the parameter's own memory layout.
-        state.optimiser.state[parameter] = {
-            key: torch.empty_like(parameter).copy_(value).detach() if value.shape == parameter.shape else value for key, value in
-            moments.items()
-        }
+    state.step, state.n_tokens, state.pressure = record["step"], record["n_tokens"], record["pressure"]
+    state.optimiser.n_steps = state.step
+    expected = _tensors(state)
+    if set(tensors) != set(expected):
+        raise FormatError(f"{folder / 'training.safetensors'}: missing or unexpected tensors {sorted(set(tensors) ^ set(expected))}")
+    for name, tensor in expected.items():
+        if tensors[name].shape != tensor.shape:
+            raise FormatError(f"{folder / 'training.safetensors'}: {name} must have shape {list(tensor.shape)}")
+        tensor.copy_(tensors[name])  # each keeps the memory layout of its parameter
     return dictionary, state
+
+
+def _tensors(state: TrainState) -> dict[str, Tensor]:
+    """The state's own tensors by their names on disk."""
+    moments = {f"{moment}.{name}": tensor for name, moments in state.optimiser.moments.items() for moment, tensor in moments.items()}
+    return {"since_fired": state.since_fired, **moments, **{f"average.{name}": tensor for name, tensor in state.averages.items()}}
 
 
 def _record(path: Path) -> dict[str, Any]:
     record = read_json(path)
-    if not isinstance(record, dict) or set(record) != {"format", "step", "n_tokens", "config"} or record["format"] != FORMAT:
+    if not isinstance(record, dict) or set(record) != {"format", "step", "n_tokens", "pressure", "config"} or record["format"] != FORMAT:
         raise FormatError(f"{path} is not a training record of format {FORMAT}")
     try:
         return {
             "config": from_json(TrainConfig, record["config"], where="config"),
             "step": from_json(int, record["step"], where="step"),
             "n_tokens": from_json(int, record["n_tokens"], where="n_tokens"),
+            "pressure": from_json(float, record["pressure"], where="pressure"),
         }
     except ConfigError as error:
         raise FormatError(f"{path} does not describe a run: {error}") from error

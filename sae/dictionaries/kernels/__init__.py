@@ -1,7 +1,13 @@
 """Kernels: the few operations that take the time, each with an exact gradient. Callers use these names and do not know what runs beneath.
 """
 
-from sae.dictionaries.kernels.differentiable import encode, pursue, pursue_orthogonally, weighted_rows
-from sae.dictionaries.kernels.pursuit import Path
+from sae.dictionaries.kernels.differentiable import Encoded, Errors, encode, pursue, squared_error, weighted_rows
+from sae.dictionaries.kernels.dispatch import using
+from sae.dictionaries.kernels.orthogonal import pursue_orthogonally
+from sae.dictionaries.kernels.reference import Path, Slots
+from sae.dictionaries.kernels.rules import Above, Rule, Top, TopOfBatch
 
-__all__ = ["Path", "encode", "pursue", "pursue_orthogonally", "weighted_rows"]
+__all__ = [
+    "Above", "Encoded", "Errors", "Path", "Rule", "Slots", "Top", "TopOfBatch", "encode", "pursue", "pursue_orthogonally", "squared_error",
+    "using", "weighted_rows",
+]  # fmt: skip

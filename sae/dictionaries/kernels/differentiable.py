@@ -1,6 +1,10 @@
-"""The kernels as differentiable functions: forward and backward are the sparse products of `reference` and `pursuit`, never a dense graph.
+"""The kernels as differentiable functions: forward and backward are sparse products, never a dense graph.
+
+`encode` may also ask some latents for their whole column of pre-activations, and `squared_error` takes such a column block: AuxK. The two
+pass their gradients straight into the rows of those latents, without a second gradient of the full size.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -8,8 +12,33 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from sae.dictionaries.activations import Activation, Slots
-from sae.dictionaries.kernels import pursuit, reference
+from sae.dictionaries.kernels.dispatch import kernels_for, products_for
+from sae.dictionaries.kernels.reference import Path, scattered_sum
+from sae.dictionaries.kernels.rules import Rule
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """What an encoder keeps of a batch."""
+
+    values: Float[Tensor, "n k"]
+    """Value of each slot; 0 in unused ones."""
+    indices: Int[Tensor, "n k"]
+    """Latent of each slot."""
+    answers: Float[Tensor, "n m"]
+    """Pre-activations of the m latents that were asked."""
+
+
+@dataclass(frozen=True, eq=False)
+class Errors:
+    """How far a decoding is from its target."""
+
+    error: Float[Tensor, ""]
+    """sum |target - z W_dec - b_dec|^2; differentiable."""
+    revival: Float[Tensor, ""]
+    """sum |residual - e_hat|^2 with the residual held fixed; differentiable; 0 where nobody was asked."""
+    residual: Float[Tensor, "n d_out"]
+    """target - z W_dec - b_dec; detached."""
 
 
 class WeightedRows(torch.autograd.Function):
@@ -18,51 +47,101 @@ class WeightedRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, indices: Tensor, rows: Tensor) -> Tensor:
         ctx.save_for_backward(values, indices, rows)
-        return reference.weighted_rows(values, indices, rows)
+        return products_for(rows, values.shape[1]).weighted_rows(values, indices, rows)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         values, indices, rows = ctx.saved_tensors
-        grad = grad.contiguous()
-        grad_values = reference.row_dots(grad, indices, rows) if ctx.needs_input_grad[0] else None
-        grad_rows = reference.weighted_rows_t(values, indices, grad, len(rows)) if ctx.needs_input_grad[2] else None
+        kernels, grad = products_for(rows, values.shape[1]), grad.contiguous()
+        grad_values = kernels.row_dots(grad, indices, rows) if ctx.needs_input_grad[0] else None
+        grad_rows = kernels.weighted_rows_t(values, indices, grad, len(rows)) if ctx.needs_input_grad[2] else None
         return grad_values, None, grad_rows
 
 
 class Encode(torch.autograd.Function):
-    """values, indices = activation((x - b_dec) W_enc + b_enc)."""
+    """values, indices = rule((x - shift) W_enc + b_enc), and the whole pre-activations of the latents that are asked."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, b_dec: Tensor, W_enc: Tensor, b_enc: Tensor, activation: Activation
-    ) -> tuple[Tensor, Tensor]:
-        centred = x - b_dec
-        values, indices = reference.encode(centred, W_enc, b_enc, activation)
-        ctx.save_for_backward(centred, W_enc, values, indices)
+        ctx: Any, x: Tensor, shift: Tensor | None, W_enc: Tensor, b_enc: Tensor, rule: Rule, asked: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        kernels, rows = kernels_for(W_enc), W_enc.T.contiguous()
+        centred = x.contiguous() if shift is None else x - shift
+        values, indices = rule.select(kernels, centred, rows, b_enc)
+        if asked is None:
+            answers = x.new_zeros(len(x), 0)
+        else:
+            answers = kernels.product(centred, rows[asked].T).add_(b_enc[asked])
+        ctx.save_for_backward(centred, W_enc, values, indices, asked)
         ctx.mark_non_differentiable(indices)
-        return values, indices
+        return values, indices, answers
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_values: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        centred, W_enc, values, indices = ctx.saved_tensors
-        d_sae = W_enc.shape[1]
-        grad = grad_values * (values > 0)
-        grad_b_enc = reference.scattered_sum(grad, indices, d_sae)
-        grad_W_enc = reference.weighted_rows_t(grad, indices, centred, d_sae).T if ctx.needs_input_grad[2] else None
-        grad_x = reference.weighted_rows(grad, indices, W_enc.T.contiguous()) if ctx.needs_input_grad[0] else None
+    def backward(ctx: Any, grad_values: Tensor, _: Tensor, grad_answers: Tensor) -> tuple[Tensor | None, ...]:
+        centred, W_enc, values, indices, asked = ctx.saved_tensors
+        kernels, d_sae = kernels_for(W_enc), W_enc.shape[1]
+        products = products_for(W_enc.T, values.shape[1])
+        grad = (grad_values * (values != 0)).contiguous()
+        grad_rows = products.weighted_rows_t(grad, indices, centred, d_sae)
+        grad_b_enc = scattered_sum(grad, indices, d_sae)
+        grad_x = products.weighted_rows(grad, indices, W_enc.T.contiguous()) if ctx.needs_input_grad[0] else None
+        if asked is not None:
+            grad_answers = grad_answers.contiguous()
+            grad_rows[asked] += kernels.product(grad_answers.T, centred)
+            grad_b_enc[asked] += grad_answers.sum(0)
+            if grad_x is not None:
+                grad_x += grad_answers @ W_enc.T[asked]
         # sum over rows of dL/dx, without dL/dx: the rows of W_enc^T weighted by the bias gradient
-        grad_b_dec = -(W_enc @ grad_b_enc) if ctx.needs_input_grad[1] else None
-        return grad_x, grad_b_dec, grad_W_enc, grad_b_enc, None
+        grad_shift = -(W_enc @ grad_b_enc) if ctx.needs_input_grad[1] else None
+        return grad_x, grad_shift, grad_rows.T, grad_b_enc, None, None
+
+
+class SquaredError(torch.autograd.Function):
+    """sum |target - z W - b|^2, and the same for what the asked latents add to it (AuxK)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, values: Tensor, indices: Tensor, W_dec: Tensor, b_dec: Tensor, target: Tensor, answers: Tensor | None,
+        asked: Tensor | None, k_aux: int,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        kernels = kernels_for(W_dec)
+        residual, dots = products_for(W_dec, values.shape[1]).decode_error(values, indices, W_dec, target - b_dec)
+        error, revival = residual.square().sum(), residual.new_zeros(())
+        kept = rest = None
+        if asked is not None:
+            kept = answers.clone()
+            kernels.keep_largest_(kept, k_aux)
+            rest = residual - kernels.product(kept, W_dec[asked])
+            revival = rest.square().sum()
+        ctx.save_for_backward(values, indices, W_dec, residual, dots, asked, kept, rest)
+        ctx.mark_non_differentiable(residual)
+        return error, revival, residual
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_error: Tensor, grad_revival: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        values, indices, W_dec, residual, dots, asked, kept, rest = ctx.saved_tensors
+        kernels, g = kernels_for(W_dec), -2 * float(grad_error)
+        grad_W_dec = products_for(W_dec, values.shape[1]).weighted_rows_t(values * g, indices, residual, len(W_dec))
+        grad_answers = None
+        if asked is not None:
+            pull = rest * (-2 * float(grad_revival))
+            grad_W_dec[asked] += kernels.product(kept.T, pull)
+            grad_answers = kernels.product(pull, W_dec[asked].T).mul_(kept > 0)
+        grad_target = residual * -g if ctx.needs_input_grad[4] else None
+        return dots * g, None, grad_W_dec, residual.sum(0) * g, grad_target, grad_answers, None, None
 
 
 class Pursue(torch.autograd.Function):
     """values and residual of a matching pursuit, differentiable with the selection fixed; indices, counts and energies are not."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, atoms: Tensor, k: int, tol: float | None, signed: bool) -> tuple[Tensor, ...]:
-        path = pursuit.select(x, atoms, k, tol, signed)
+    def forward(
+        ctx: Any, x: Tensor, atoms: Tensor, k: int, tol: float | None, signed: bool, gram_matrix: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        path = kernels_for(atoms).pursue(x, atoms, k, tol, signed, gram_matrix)
         ctx.save_for_backward(atoms, *path)
         ctx.mark_non_differentiable(path.indices, path.counts, path.energies)
         return tuple(path)
@@ -71,8 +150,8 @@ class Pursue(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         atoms, *fields = ctx.saved_tensors
-        grad_x, grad_atoms = pursuit.reverse_sweep(pursuit.Path(*fields), atoms, grads[0], grads[4])
-        return grad_x, grad_atoms, None, None, None
+        grad_x, grad_atoms = kernels_for(atoms).reverse_sweep(Path(*fields), atoms, grads[0].contiguous(), grads[4].contiguous())
+        return grad_x, grad_atoms, None, None, None, None
 
 
 def weighted_rows(
@@ -84,47 +163,39 @@ def weighted_rows(
 
 def encode(
     x: Float[Tensor, "n d_in"],
-    b_dec: Float[Tensor, "d_in"],
+    shift: Float[Tensor, "d_in"] | None,
     W_enc: Float[Tensor, "d_in d_sae"],
     b_enc: Float[Tensor, "d_sae"],
-    activation: Activation,
-) -> Slots:
-    """activation((x - b_dec) W_enc + b_enc); the values are differentiable in x and every parameter."""
-    return Slots(*Encode.apply(x, b_dec, W_enc, b_enc, activation))
+    rule: Rule,
+    asked: Int[Tensor, "m"] | None = None,
+) -> Encoded:
+    """What `rule` keeps of (x - shift) W_enc + b_enc, and the asked latents' columns of it; differentiable in x and every parameter."""
+    return Encoded(*Encode.apply(x, shift, W_enc, b_enc, rule, asked))
 
 
-def pursue(x: Float[Tensor, "n d_in"], atoms: Float[Tensor, "d_sae d_in"], k: int, tol: float | None, signed: bool) -> pursuit.Path:
+def squared_error(
+    encoded: Encoded,
+    W_dec: Float[Tensor, "d_sae d_out"],
+    b_dec: Float[Tensor, "d_out"],
+    target: Float[Tensor, "n d_out"],
+    asked: Int[Tensor, "m"] | None = None,
+    k_aux: int = 0,
+) -> Errors:
+    """Squared error of z W_dec + b_dec, and of e_hat = the k_aux largest positive answers of each row times their atoms, against what the
+    first leaves. Differentiable in the values, answers, W_dec, b_dec and target; e_hat in its own answers and atoms only.
+    """
+    return Errors(*SquaredError.apply(encoded.values, encoded.indices, W_dec, b_dec, target, encoded.answers, asked, k_aux))
+
+
+def pursue(
+    x: Float[Tensor, "n d_in"],
+    atoms: Float[Tensor, "d_sae d_in"],
+    k: int,
+    tol: float | None,
+    signed: bool,
+    gram_matrix: Float[Tensor, "d_sae d_sae"] | None = None,
+) -> Path:
     """Matching pursuit of the rows of x over unit atoms; `values` and `residual` are differentiable in x and atoms, the selection held
-    fixed.
+    fixed. `gram_matrix` is atoms atoms^T where the caller has it.
     """
-    return pursuit.Path(*Pursue.apply(x, atoms, k, tol, signed))
-
-
-def pursue_orthogonally(
-    x: Float[Tensor, "n d_in"], atoms: Float[Tensor, "d_sae d_in"], k: int, tol: float | None, signed: bool
-) -> pursuit.Path:
-    """Orthogonal matching pursuit: coefficients by least squares on the selected atoms, differentiable in x and atoms, the selection
-    held fixed.
-    """
-    with torch.no_grad():
-        path = pursuit.select_orthogonally(x.detach(), atoms.detach(), k, tol, signed)
-    values = refitted(x, atoms, path.indices, path.counts)
-    return path._replace(values=values, residual=x - weighted_rows(values, path.indices, atoms))
-
-
-def refitted(
-    x: Float[Tensor, "n d_in"], atoms: Float[Tensor, "d_sae d_in"], indices: Int[Tensor, "n k"], counts: Int[Tensor, "n"]
-) -> Float[Tensor, "n k"]:
-    """argmin_a |x - sum_s a_s d_{i_s}|^2 over the first `counts` slots of each row; 0 elsewhere."""
-    k = indices.shape[1]
-    identity = torch.eye(k, dtype=x.dtype, device=x.device)
-    chunk = max(1, (64 << 20) // (k * x.shape[1] * x.element_size()))
-    parts = []
-    for start in range(0, len(x), chunk):
-        rows = slice(start, start + chunk)
-        active = torch.arange(k, device=x.device) < counts[rows, None]
-        chosen = atoms[indices[rows]] * active[:, :, None]
-        system = chosen @ chosen.mT + identity * ~active[:, None, :]
-        target = torch.einsum("nkd,nd->nk", chosen, x[rows])
-        parts.append(torch.cholesky_solve(target[:, :, None], torch.linalg.cholesky(system)).squeeze(2))
-    return torch.cat(parts) if parts else x.new_zeros(0, k)
+    return Path(*Pursue.apply(x.contiguous(), atoms, k, tol, signed, gram_matrix))

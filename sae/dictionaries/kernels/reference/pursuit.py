@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sae.dictionaries.kernels.reference import weighted_rows
+from sae.dictionaries.kernels.reference.products import weighted_rows
 
 GRAM_BYTES = 1 << 30
 """The Gram matrix is used up to this size in bytes; beyond it correlations are recomputed from the residual at every step."""
@@ -58,12 +58,21 @@ def gram(atoms: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, "d_sae d_sae"]:
     return result
 
 
-def select(x: Float[Tensor, "n d_in"], atoms: Float[Tensor, "d_sae d_in"], k: int, tol: float | None, signed: bool) -> Path:
+def pursue(
+    x: Float[Tensor, "n d_in"],
+    atoms: Float[Tensor, "d_sae d_in"],
+    k: int,
+    tol: float | None,
+    signed: bool,
+    gram_matrix: Float[Tensor, "d_sae d_sae"] | None = None,
+) -> Path:
     """The pursuit of every row of x: at most k steps, fewer once |r| <= tol |x| or when no correlation exceeds the rounding error of
-    |x|.
+    |x|. `gram_matrix` is `gram(atoms)` where the caller has it.
     """
     n, d_sae = len(x), len(atoms)
-    G = gram(atoms) if uses_gram(n, k, d_sae, x.element_size()) else None
+    G = gram_matrix
+    if G is None and uses_gram(n, k, d_sae, x.element_size()):
+        G = gram(atoms)
     energy = x.square().sum(1)
     values, indices = x.new_zeros(k, n), torch.zeros(k, n, dtype=torch.long, device=x.device)
     chunk = max(1, CACHE_BYTES // (d_sae * x.element_size()))
