@@ -52,7 +52,9 @@ def _score(builder: Any, value: Any, mask: Any) -> Any:
 
 
 def _larger(builder: Any, x: Any, y: Any) -> Any:
-    return builder.select(builder.fcmp_ordered(">", x, y, flags=("nnan", "nsz")), x, y)
+    kind = ir.FunctionType(_FLOATS, (_FLOATS, _FLOATS))
+    maximum = cgutils.get_or_insert_function(builder.module, kind, f"llvm.maxnum.v{LANES}f32")
+    return builder.call(maximum, (x, y), fastmath=("nnan", "nsz"))
 
 
 def _emit_block(builder: Any, value_of: Any, c_pointer: Any, m_pointer: Any, mask: Any) -> None:

@@ -1,0 +1,341 @@
+"""Matching pursuit in compiled loops: correlations from fast products, every decision from float32 ones.
+
+    c ~ D r;    J = {j: c_j >= d_{j'} . r - t},  j' = argmax c;    j_t = argmax over J of d_j . r,    a_t = d_{j_t} . r
+    r <- r - a_t d_{j_t};    c <- c - a_t G[j_t]  or the product again
+
+The approximate correlations c (of `gram`: eight-bit products, errors below t with probability 1 - 3e-10 per row and step) say only where to
+look. Every atom that could be the largest gets its correlation with the exact residual; coefficients and residual are those of float32
+arithmetic, and an atom is missed only if the error of c exceeds t. The bound t is checked on every atom that is looked at: a row in which it
+fails, or where more than `MAX_CANDIDATES` atoms are within t of the largest (late steps, where |r| has become small against |x|), gets
+its correlations anew from its residual, in eight bits and, if that does not help, in float32.
+"""
+
+import numpy as np
+import torch
+from jaxtyping import Float, Shaped
+from numba import njit
+from torch import Tensor
+
+from sae.dictionaries.kernels.cpu import team
+from sae.dictionaries.kernels.cpu.gram import FAST, UNITS, Quantised, gram_of, multiplies_integers, products, quantise_, quantised
+from sae.dictionaries.kernels.cpu.lanes import BLOCK, LANES, lanes_at_least, lower_block, scale_block
+from sae.dictionaries.kernels.cpu.memory import recycled
+from sae.dictionaries.kernels.reference import Path
+
+GRAM_BYTES = 1 << 30
+"""A Gram matrix (two bytes an entry) is built up to this size; beyond it correlations are multiplied out again at every step."""
+BLOCK_BYTES = 5 << 19
+"""Correlations held at once per thread, in bytes: they stay in the cache between the product and the loops."""
+MAX_CANDIDATES = 192
+"""Atoms of one row and step that are looked at exactly before the row's correlations are refreshed instead."""
+N_SIGMA = 8.0
+"""t in standard deviations of the error of c."""
+SWEEP_BYTES = 1 << 30
+"""The reverse sweep's gradient buffers, one per thread, hold at most this much together (at least one is used)."""
+FINISHED, PAUSED, STUCK = 0, 1, 2
+
+
+def uses_gram(n: int, k: int, d_sae: int) -> bool:
+    """Whether pursuit builds G: it must fit in GRAM_BYTES and cost less (d_sae^2 / 2 dots) than recomputing (n (k - 1) d_sae dots)."""
+    return 2 * d_sae * d_sae <= GRAM_BYTES and d_sae <= 2 * n * (k - 1)
+
+
+def uses_integers(n: int, k: int, d_sae: int, d_in: int) -> bool:
+    """Whether rounding D to eight bits (about as much as 40 products with D) pays: enough rows and steps, and hardware that is fast."""
+    return multiplies_integers() and n * k >= 128 and n >= 16 and d_sae * d_in >= 1 << 16
+
+
+def pursue(
+    x: Float[Tensor, "n d_in"],
+    atoms: Float[Tensor, "d_sae d_in"],
+    k: int,
+    tol: float | None,
+    signed: bool,
+    gram: Shaped[Tensor, "d_sae d_sae"] | None = None,
+) -> Path:
+    """The pursuit of every row of x: at most k steps, fewer once |r| <= tol |x| or when no correlation exceeds the rounding error of
+    |x|. `gram` is the atoms' `gram(atoms)`, or D D^T in float32; without it one is built where `uses_gram` says so.
+    """
+    (n, d_in), d_sae = x.shape, len(atoms)
+    x, atoms = x.contiguous(), atoms.contiguous()
+    low = quantised(atoms) if uses_integers(n, k, d_sae, d_in) else None
+    if gram is None and uses_gram(n, k, d_sae):
+        gram = gram_of(atoms if low is None else low)
+    path = Path(recycled(n, k), recycled(n, k, dtype=torch.long), torch.zeros(n, dtype=torch.long), recycled(n, k + 1), recycled(n, d_in))
+    run = _Run(path, atoms, low, gram, 0.0 if tol is None else tol, signed)
+    size = max(16, min(128, BLOCK_BYTES // (4 * d_sae), -(-n // team.size())))
+
+    def block(number: int) -> None:
+        rows = torch.arange(number * size, min((number + 1) * size, n))
+        path.residual[rows[0] : rows[-1] + 1] = x[rows[0] : rows[-1] + 1]
+        run(rows)
+
+    team.each(block, -(-n // size))
+    return path
+
+
+class _Run:
+    """What the blocks of one pursuit share."""
+
+    def __init__(self, path: Path, atoms: Tensor, low: Quantised | None, gram: Tensor | None, tol: float, signed: bool):
+        self.path, self.atoms, self.low = path, atoms, low
+        self.ones = torch.ones(len(atoms))
+        self.gram = torch.empty(0, 0, dtype=torch.int16) if gram is None else gram
+        self.unit = 1.0 if self.gram.dtype == torch.float32 else 1.0 / UNITS
+        self.tol, self.mask = tol, 0x7FFFFFFF if signed else -1
+        longest = float(torch.linalg.vector_norm(atoms, dim=1).max()) if len(atoms) else 0.0
+        scale = 0.0 if low is None else float(low.scales.max())
+        with_gram = self.gram.numel() > 0
+        quarter = N_SIGMA**2 / 12 * longest**2
+        # t^2 = by_energy |r|^2 + by_scale s_x^2 of the residual r that c was multiplied out from; float32 sums err by less than 2^-20 |r|.
+        rounding = 2.0**-40 + (quarter / UNITS**2 if with_gram else 0.0)
+        self.by_scale = quarter
+        self.by_energy_low = quarter * scale**2 * (2 if with_gram else 1) + rounding
+        self.by_energy_exact = quarter * scale**2 * (2 if with_gram else 0) + rounding
+
+    def __call__(self, rows: Tensor) -> None:
+        """Pursue the given rows of the path to their end: products for those that need them, then steps until they need new ones."""
+        in_float = torch.zeros(len(rows), dtype=torch.bool)
+        if self.low is None:
+            in_float[:] = True
+        while len(rows):
+            state = torch.empty(len(rows), dtype=torch.int8)
+            for exact in (False, True):
+                chosen = (in_float == exact).nonzero().view(-1)
+                if len(chosen):
+                    state[chosen] = self.steps(rows[chosen], exact)
+            left = state != FINISHED
+            rows, in_float = rows[left], (state[left] == STUCK) | (self.low is None)
+
+    def steps(self, rows: Tensor, exact: bool) -> Tensor:
+        """As many steps of the rows as one product with D allows; their states."""
+        path = self.path
+        contiguous = int(rows[-1] - rows[0]) + 1 == len(rows)
+        residual = path.residual[rows[0] : rows[-1] + 1] if contiguous else path.residual[rows]
+        if exact or self.low is None:
+            raw, scales, factor, by_energy = residual @ self.atoms.T, torch.ones(len(rows)), self.ones, self.by_energy_exact
+        else:
+            integers, scales = torch.empty(len(rows), self.low.integers.shape[1], dtype=torch.int8), torch.empty(len(rows))
+            quantise_(residual, integers, scales)
+            raw, factor, by_energy = products(integers, self.low.integers), self.low.scales, self.by_energy_low
+        state = torch.empty(len(rows), dtype=torch.int8)
+        _steps(
+            rows.numpy(), raw.numpy().reshape(-1), scales.numpy(), factor.numpy(), self.atoms.numpy(), self.gram.numpy().reshape(-1),
+            np.float32(self.unit), np.float32(by_energy), np.float32(0.0 if exact else self.by_scale), exact, np.float32(self.tol), np.int32(self.mask),
+            path.values.numpy(), path.indices.numpy(), path.counts.numpy(), path.energies.numpy(), path.residual.numpy(), state.numpy(),
+        )  # fmt: skip
+        return state
+
+
+@njit(nogil=True, cache=True, fastmath=FAST)
+def _dot(x, y):
+    total = np.float32(0)
+    for l in range(x.size):
+        total += x[l] * y[l]
+    return total
+
+
+@njit(nogil=True, cache=True, fastmath=FAST)
+def _largest(m, size):
+    best = np.float32(-np.inf)
+    for l in range(size):
+        best = max(best, m[l])
+    return best
+
+
+@njit(nogil=True, cache=True)
+def _score(value, mask):
+    return abs(value) if mask > 0 else value
+
+
+@njit(nogil=True, cache=True, fastmath=FAST)
+def _scale_row(c, m, raw, start, factor, scale, mask):
+    """c = scale * factor * raw[start : start + n]; m = maxima of the blocks' lanes and, in its last entry, of what is left over."""
+    n_blocks = c.size // BLOCK
+    for b in range(n_blocks):
+        scale_block(c, m, b, raw, start, factor, scale, mask)
+    rest = np.float32(-np.inf)
+    for j in range(n_blocks * BLOCK, c.size):
+        c[j] = np.float32(raw[start + j]) * scale * factor[j]
+        rest = max(rest, _score(c[j], mask))
+    m[n_blocks * LANES] = rest
+
+
+@njit(nogil=True, cache=True, fastmath=FAST)
+def _lower_row(c, m, gram, start, a, mask):
+    """c -= a * gram[start : start + n]; m as in `_scale_row`."""
+    n_blocks = c.size // BLOCK
+    for b in range(n_blocks):
+        lower_block(c, m, b, gram, start, a, mask)
+    rest = np.float32(-np.inf)
+    for j in range(n_blocks * BLOCK, c.size):
+        c[j] -= a * np.float32(gram[start + j])
+        rest = max(rest, _score(c[j], mask))
+    m[n_blocks * LANES] = rest
+
+
+@njit(nogil=True, cache=True, fastmath=FAST)
+def _candidates(c, m, threshold, mask, found):
+    """Atoms whose score is at least the threshold, in rising order within blocks' lanes: their number, or found.size + 1 if too many."""
+    n_blocks, n_found = c.size // BLOCK, 0
+    for b in range(n_blocks):
+        bits = lanes_at_least(m, b, threshold)
+        lane = 0
+        while bits:
+            if bits & 1:
+                for j in range(b * BLOCK + lane, (b + 1) * BLOCK, LANES):
+                    if _score(c[j], mask) >= threshold:
+                        if n_found == found.size:
+                            return n_found + 1
+                        found[n_found] = j
+                        n_found += 1
+            bits >>= 1
+            lane += 1
+    if m[n_blocks * LANES] >= threshold:
+        for j in range(n_blocks * BLOCK, c.size):
+            if _score(c[j], mask) >= threshold:
+                if n_found == found.size:
+                    return n_found + 1
+                found[n_found] = j
+                n_found += 1
+    return n_found
+
+
+@njit(nogil=True, cache=True, fastmath=FAST)
+def _select(c, m, r, atoms, slack, exact, mask, found):
+    """(atom, d . r) of the largest score d . r among atoms that may have it; atom -1 if the correlations do not tell well enough."""
+    best = _largest(m, c.size // BLOCK * LANES + 1)
+    n_found = _candidates(c, m, best, mask, found)
+    if n_found > found.size:
+        n_found = found.size  # all equal: any of them will do as a first guess
+    j = found[0]
+    value = _dot(atoms[j], r)
+    if abs(value - c[j]) > slack and not exact:
+        return -1, value
+    c[j] = value
+    n_found = _candidates(c, m, _score(value, mask) - slack, mask, found)
+    if n_found > found.size:
+        if not exact:
+            return -1, value
+        n_found = found.size
+    for s in range(n_found):
+        if found[s] != j or s == -1:
+            other = _dot(atoms[found[s]], r)
+            if abs(other - c[found[s]]) > slack and not exact:
+                return -1, value
+            c[found[s]] = other
+            if _score(other, mask) > _score(value, mask) or (_score(other, mask) == _score(value, mask) and found[s] < j):
+                j, value = found[s], other
+    return j, value
+
+
+@njit(nogil=True, cache=True, fastmath=FAST)
+def _start(x, energies):
+    energy = 0.0
+    for l in range(x.size):
+        energy += np.float64(x[l]) * np.float64(x[l])
+    energies[0] = energy
+
+
+@njit(nogil=True, cache=True, fastmath=FAST)
+def _steps(
+    rows, raw, scales, factor, atoms, gram, unit, by_energy, by_scale, exact, tol, mask,
+    values, indices, counts, energies, residual, state,
+):  # fmt: skip
+    """Steps of the given rows from the correlations raw * scales * factor with their residuals: to their end with a Gram matrix, one without."""
+    n, k = factor.size, values.shape[1]
+    c, m, found = np.empty(n, np.float32), np.empty(n // BLOCK * LANES + 1, np.float32), np.empty(MAX_CANDIDATES, np.int64)
+    for position in range(rows.size):
+        row = rows[position]
+        r, first = residual[row], counts[row]
+        if first == 0:
+            _start(r, energies[row])
+        start = np.float64(energies[row, 0])
+        floor, enough = np.float32(np.finfo(np.float32).eps * np.sqrt(start)), np.float64(tol) * np.float64(tol) * start
+        spent = 0.0
+        for t in range(first):
+            spent += np.float64(values[row, t]) ** 2
+        left = _dot(r, r)
+        slack = np.sqrt(by_energy * left + by_scale * scales[position] * scales[position])
+        _scale_row(c, m, raw, position * n, factor, scales[position], mask)
+        t, end = first, FINISHED
+        while t < k and start - spent > enough and left > floor * floor:
+            j, a = _select(c, m, r, atoms, slack, exact, mask, found)
+            if j < 0:
+                end = PAUSED if t > first else STUCK
+                break
+            if _score(a, mask) <= floor:
+                break
+            values[row, t], indices[row, t] = a, j
+            spent += np.float64(a) * np.float64(a)
+            energies[row, t + 1] = max(start - spent, 0.0)
+            left = np.float32(0)
+            d = atoms[j]
+            for l in range(r.size):
+                r[l] -= a * d[l]
+                left += r[l] * r[l]
+            t += 1
+            if t == k:
+                break
+            if gram.size == 0:
+                end = PAUSED
+                break
+            _lower_row(c, m, gram, np.int64(j) * n, a * unit, mask)
+        counts[row], state[position] = t, end
+        if end == FINISHED:
+            for s in range(t, k):
+                values[row, s], indices[row, s], energies[row, s + 1] = 0, 0, energies[row, t]
+
+
+def reverse_sweep(
+    path: Path, atoms: Float[Tensor, "d_sae d_in"], grad_values: Float[Tensor, "n k"], grad_residual: Float[Tensor, "n d_in"]
+) -> tuple[Float[Tensor, "n d_in"], Float[Tensor, "d_sae d_in"]]:
+    """(dL/dx, dL/datoms) of a pursuit with its selection fixed, from dL/dvalues and dL/dresidual.
+
+    Rows are split among as many gradient buffers as there are threads, in one fixed way, and the buffers added in one fixed order: the result
+    is the same to the bit from run to run on one number of threads.
+    """
+    n, d_in = path.residual.shape
+    d_sae = len(atoms)
+    grad_x = recycled(n, d_in)
+    n_parts = max(1, min(team.size(), n, SWEEP_BYTES // max(1, atoms.numel() * 4)))
+    parts = [recycled(d_sae, d_in) for _ in range(n_parts)]
+    bounds = [n * part // n_parts for part in range(n_parts + 1)]
+    arrays = [tensor.contiguous().numpy() for tensor in (path.values, path.indices, path.counts, path.residual, atoms, grad_values)]
+    outside = grad_residual.contiguous().numpy()
+
+    def sweep(part: int) -> None:
+        parts[part].zero_()
+        _sweep(bounds[part], bounds[part + 1], *arrays, outside, grad_x.numpy(), parts[part].numpy())
+
+    team.each(sweep, n_parts)
+    rest = parts[1:]
+    rows_each = -(-d_sae // team.size())
+
+    def add(block: int) -> None:
+        rows = slice(block * rows_each, (block + 1) * rows_each)
+        for other in rest:
+            parts[0][rows] += other[rows]
+
+    if rest:
+        team.each(add, team.size())
+    return grad_x, parts[0]
+
+
+@njit(nogil=True, cache=True, fastmath=FAST)
+def _sweep(first, last, values, indices, counts, residual, atoms, grad_values, grad_residual, grad_x, grad_atoms):
+    """Rows first..last of the reverse sweep: r_{t-1} = r_t + a d, u = h - g . d, dD_j += u r_{t-1} - a g, g += u d."""
+    r = np.empty(atoms.shape[1], np.float32)
+    for row in range(first, last):
+        g = grad_x[row]
+        g[:] = grad_residual[row]
+        r[:] = residual[row]
+        for t in range(counts[row] - 1, -1, -1):
+            a, j = values[row, t], indices[row, t]
+            d, sums = atoms[j], grad_atoms[j]
+            u = grad_values[row, t] - _dot(g, d)
+            for l in range(r.size):
+                old, slope = r[l] + a * d[l], g[l]
+                r[l] = old
+                sums[l] += u * old - a * slope
+                g[l] = slope + u * d[l]
