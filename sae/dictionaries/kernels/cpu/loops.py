@@ -4,16 +4,22 @@ Floats are ranked through integer keys that order like them: the 32 bits b of a 
 Comparing integers, every loop here ends on any input, NaN included.
 """
 
+import inspect
 from typing import Any
 
 import numba
 import numpy as np
 from torch import Tensor
 
-compiled = numba.njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz", "arcp", "afn"})
-"""Compiled once and kept on disk; the interpreter's lock is released, sums may be reordered, NaN keeps its meaning."""
-compiled_finite = numba.njit(nogil=True, cache=True, fastmath=True)
-"""The same for loops that are vectorised only if NaN may be ignored."""
+def compiled(function: Any) -> Any:
+    """Compiled once and kept on disk; the interpreter's lock is released, sums may be reordered, NaN keeps its meaning."""
+    # A type checker that wraps every function of a package must not come between a loop and its compiler.
+    return numba.njit(inspect.unwrap(function), nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz", "arcp", "afn"})
+
+
+def compiled_finite(function: Any) -> Any:
+    """The same for loops that are vectorised only if NaN may be ignored."""
+    return numba.njit(inspect.unwrap(function), nogil=True, cache=True, fastmath=True)
 
 
 def arrays(*tensors: Tensor) -> list[Any]:
