@@ -25,6 +25,7 @@ from numba import njit
 from torch import Tensor
 
 from sae.dictionaries.kernels.cpu import team
+from sae.dictionaries.kernels.cpu.lanes import LANES, mirror_square
 from sae.dictionaries.kernels.cpu.memory import recycled
 
 UNITS = 32_000
@@ -70,13 +71,14 @@ def quantised(rows: Float32[Tensor, "m d_in"]) -> Quantised:
 def quantise_(rows: Float32[Tensor, "m d_in"], integers: Int8[Tensor, "m d_padded"], scales: Float32[Tensor, "m"]) -> None:
     """As `quantised`, into the given tensors and in the calling thread."""
     padded = rows if rows.shape[1] == integers.shape[1] else torch.nn.functional.pad(rows, (0, integers.shape[1] - rows.shape[1]))
-    rotated = padded.reshape(-1, ROTATED) @ _ROTATION
+    rotated = recycled(integers.numel() // ROTATED, ROTATED)
+    torch.mm(padded.reshape(-1, ROTATED), _ROTATION, out=rotated)
     _round_(rotated.view(integers.shape).numpy(), integers.numpy(), scales.numpy())
 
 
-def gram(atoms: Float[Tensor, "d_sae d_in"]) -> Int16[Tensor, "d_sae d_sae"]:
-    """D D^T in units of 1 / 32000, for `pursue`: from eight-bit products where the CPU has them, else from float32."""
-    return gram_of(quantised(atoms) if multiplies_integers() else atoms)
+def gram(atoms: Float32[Tensor, "d_sae d_in"]) -> Int16[Tensor, "d_sae d_sae"]:
+    """D D^T in units of 1 / 32000, from float32 products: to give to `pursue` where one dictionary encodes many batches."""
+    return gram_of(atoms)
 
 
 def gram_of(atoms: Quantised | Float32[Tensor, "d_sae d_in"]) -> Int16[Tensor, "d_sae d_sae"]:
@@ -100,8 +102,10 @@ def gram_of(atoms: Quantised | Float32[Tensor, "d_sae d_in"]) -> Int16[Tensor, "
 
 
 def products(a: Shaped[Tensor, "m d"], b: Shaped[Tensor, "w d"]) -> Shaped[Tensor, "m w"]:
-    """a b^T: int32 for eight-bit integers, float32 for floats."""
-    return torch._int_mm(a, b.T) if a.dtype == torch.int8 else a @ b.T
+    """a b^T in recycled memory: int32 for eight-bit integers, float32 for floats."""
+    if a.dtype == torch.int8:
+        return torch._int_mm(a, b.T, out=recycled(len(a), len(b), dtype=torch.int32))
+    return torch.mm(a, b.T, out=recycled(len(a), len(b)))
 
 
 def _rotation() -> Tensor:
@@ -131,15 +135,20 @@ def _round_(rows, integers, scales):
 
 @njit(nogil=True, cache=True, fastmath=FAST)
 def _write_tile_(product, scales, result, top, left):
-    """result[top + i, left + j] = result[left + j, top + i] = product[i, j] in units, for entries on and below the diagonal."""
+    """result[top + i, left + j] = result[left + j, top + i] = product[i, j] in units; every 16 rows are turned round while in the cache."""
     m, width = product.shape
-    units, limit = np.float32(32_000), np.float32(32_767)
-    for i in range(m):
-        factor = scales[top + i] * units
-        for j in range(width):
-            value = np.float32(product[i, j]) * factor * scales[left + j]
-            result[top + i, left + j] = np.int16(np.int32(np.rint(min(max(value, -limit), limit))))
-    for first in range(0, width, 32):
-        for j in range(first, min(first + 32, width)):
-            for i in range(m):
+    d_sae, flat = result.shape[1], result.reshape(-1)
+    across, limit = scales[left : left + width], np.float32(32_767)
+    for first in range(0, m, LANES):
+        n_rows = min(LANES, m - first)
+        for i in range(first, first + n_rows):
+            factor, row, entries = scales[top + i] * np.float32(UNITS), result[top + i, left : left + width], product[i]
+            for j in range(width):
+                value = np.float32(entries[j]) * (factor * across[j])
+                row[j] = np.int16(np.int32(np.rint(min(max(value, -limit), limit))))
+        turned = width // LANES * LANES if n_rows == LANES else 0
+        for j in range(0, turned, LANES):
+            mirror_square(flat, d_sae, top + first, left + j)
+        for j in range(turned, width):
+            for i in range(first, first + n_rows):
                 result[left + j, top + i] = result[top + i, left + j]

@@ -57,6 +57,12 @@ def _larger(builder: Any, x: Any, y: Any) -> Any:
     return builder.call(maximum, (x, y), fastmath=("nnan", "nsz"))
 
 
+def _lane_maxima(builder: Any, vectors: list[Any]) -> Any:
+    while len(vectors) > 1:
+        vectors = [_larger(builder, a, b) for a, b in zip(vectors[::2], vectors[1::2], strict=True)]
+    return vectors[0]
+
+
 def _emit_block(builder: Any, value_of: Any, c_pointer: Any, m_pointer: Any, mask: Any) -> None:
     """c[16 u ..] = value_of(u) for u = 0..7 and m = the lane maxima of their scores."""
     scores = []
@@ -64,9 +70,7 @@ def _emit_block(builder: Any, value_of: Any, c_pointer: Any, m_pointer: Any, mas
         value = value_of(u)
         builder.store(value, c_pointer(u), align=4)
         scores.append(_score(builder, value, mask))
-    while len(scores) > 1:
-        scores = [_larger(builder, a, b) for a, b in zip(scores[::2], scores[1::2], strict=True)]
-    builder.store(scores[0], m_pointer, align=4)
+    builder.store(_lane_maxima(builder, scores), m_pointer, align=4)
 
 
 def _block_pointers(context: Any, builder: Any, c_kind: Any, c: Any, m: Any, b: Any) -> tuple[Any, Any, Any]:
@@ -134,3 +138,66 @@ def lanes_at_least(typing_context, m, b, threshold):
         return builder.zext(builder.bitcast(bits, ir.IntType(LANES)), ir.IntType(32))
 
     return types.int32(m, types.intp, types.float32), emit
+
+
+@intrinsic
+def largest_of_block(typing_context, m, b):
+    """max of m[128 b : 128 b + 128]."""
+
+    def emit(context, builder, signature, arguments):
+        m_, b_ = arguments
+        start = builder.mul(b_, ir.Constant(b_.type, BLOCK))
+        offsets = [builder.add(start, ir.Constant(b_.type, LANES * u)) for u in range(BLOCK // LANES)]
+        maxima = _lane_maxima(builder, [_loaded(context, builder, signature.args[0], m_, offset) for offset in offsets])
+        kind = ir.FunctionType(ir.FloatType(), (_FLOATS,))
+        reduce = cgutils.get_or_insert_function(builder.module, kind, f"llvm.vector.reduce.fmax.v{LANES}f32")
+        return builder.call(reduce, (maxima,), fastmath=("nnan", "nsz"))
+
+    return types.float32(m, types.intp), emit
+
+
+@intrinsic
+def prefetch(typing_context, array, index):
+    """Ask for the cache line of array[index], without waiting for it."""
+
+    def emit(context, builder, signature, arguments):
+        array_, index_ = arguments
+        data = context.make_array(signature.args[0])(context, builder, array_).data
+        pointer = builder.bitcast(builder.gep(data, [index_]), ir.IntType(8).as_pointer())
+        number = ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), (ir.IntType(8).as_pointer(), number, number, number))
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        builder.call(function, (pointer, *(ir.Constant(number, value) for value in (0, 2, 1))))  # to read, into the second-level cache, as data
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp), emit
+
+
+@intrinsic
+def mirror_square(typing_context, matrix, width, row, column):
+    """matrix[column + q, row + p] = matrix[row + p, column + q] for p, q < 16; `matrix` is flat, of 16-bit integers, rows of `width`.
+
+    Interleaving line p with line p + 8 and keeping the order, four times, turns a square of 16 round.
+    """
+
+    def emit(context, builder, signature, arguments):
+        matrix_, width_, row_, column_ = arguments
+        kind, element = signature.args[0], ir.IntType(16)
+        halves = [
+            ir.Constant(_INTS, [start + lane // 2 + LANES * (lane % 2) for lane in range(LANES)]) for start in (0, LANES // 2)
+        ]
+
+        def pointers(first, offset):
+            for p in range(LANES):
+                line = builder.mul(builder.add(first, ir.Constant(first.type, p)), width_)
+                yield _vector_pointer(context, builder, kind, matrix_, builder.add(line, offset), element)
+
+        lines = [builder.load(pointer, align=2) for pointer in pointers(row_, column_)]
+        for _ in range(4):
+            pairs = zip(lines[: LANES // 2], lines[LANES // 2 :], strict=True)
+            lines = [builder.shuffle_vector(a, b, half) for a, b in pairs for half in halves]
+        for line, pointer in zip(lines, pointers(column_, row_), strict=True):
+            builder.store(line, pointer, align=2)
+        return context.get_dummy_value()
+
+    return types.void(matrix, types.intp, types.intp, types.intp), emit

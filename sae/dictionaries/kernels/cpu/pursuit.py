@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sae.dictionaries.kernels.cpu import team
 from sae.dictionaries.kernels.cpu.gram import FAST, UNITS, Quantised, gram_of, multiplies_integers, products, quantise_, quantised
-from sae.dictionaries.kernels.cpu.lanes import BLOCK, LANES, lanes_at_least, lower_block, scale_block
+from sae.dictionaries.kernels.cpu.lanes import BLOCK, LANES, lanes_at_least, largest_of_block, lower_block, prefetch, scale_block
 from sae.dictionaries.kernels.cpu.memory import recycled
 from sae.dictionaries.kernels.reference import Path
 
@@ -26,8 +26,10 @@ GRAM_BYTES = 1 << 30
 """A Gram matrix (two bytes an entry) is built up to this size; beyond it correlations are multiplied out again at every step."""
 BLOCK_BYTES = 5 << 19
 """Correlations held at once per thread, in bytes: they stay in the cache between the product and the loops."""
-MAX_CANDIDATES = 192
-"""Atoms of one row and step that are looked at exactly before the row's correlations are refreshed instead."""
+MAX_CANDIDATES = 512
+"""Atoms of one row and step that may be looked at exactly; where there are more, the row's correlations are multiplied out again."""
+REFRESH_ABOVE = 64
+"""The same for correlations that have been updated since they were multiplied out: beyond it a new product costs less."""
 N_SIGMA = 8.0
 """t in standard deviations of the error of c."""
 SWEEP_BYTES = 1 << 30
@@ -59,16 +61,17 @@ def pursue(
     (n, d_in), d_sae = x.shape, len(atoms)
     x, atoms = x.contiguous(), atoms.contiguous()
     low = quantised(atoms) if uses_integers(n, k, d_sae, d_in) else None
+    shared = gram is None and low is not None
     if gram is None and uses_gram(n, k, d_sae):
         gram = gram_of(atoms if low is None else low)
     path = Path(recycled(n, k), recycled(n, k, dtype=torch.long), torch.zeros(n, dtype=torch.long), recycled(n, k + 1), recycled(n, d_in))
-    run = _Run(path, atoms, low, gram, 0.0 if tol is None else tol, signed)
+    run = _Run(path, atoms, low, gram, shared, 0.0 if tol is None else tol, signed)
     size = max(16, min(128, BLOCK_BYTES // (4 * d_sae), -(-n // team.size())))
 
     def block(number: int) -> None:
-        rows = torch.arange(number * size, min((number + 1) * size, n))
-        path.residual[rows[0] : rows[-1] + 1] = x[rows[0] : rows[-1] + 1]
-        run(rows)
+        first, last = number * size, min((number + 1) * size, n)
+        path.residual[first:last] = x[first:last]
+        run(torch.arange(first, last))
 
     team.each(block, -(-n // size))
     return path
@@ -77,27 +80,19 @@ def pursue(
 class _Run:
     """What the blocks of one pursuit share."""
 
-    def __init__(self, path: Path, atoms: Tensor, low: Quantised | None, gram: Tensor | None, tol: float, signed: bool):
-        self.path, self.atoms, self.low = path, atoms, low
-        self.ones = torch.ones(len(atoms))
+    def __init__(
+        self, path: Path, atoms: Tensor, low: Quantised | None, gram: Tensor | None, shared: bool, tol: float, signed: bool
+    ):
+        self.path, self.atoms, self.low, self.shared = path, atoms, low, shared
+        self.tol, self.mask = np.float32(tol), np.int32(0x7FFFFFFF if signed else -1)
         self.gram = torch.empty(0, 0, dtype=torch.int16) if gram is None else gram
-        self.unit = 1.0 if self.gram.dtype == torch.float32 else 1.0 / UNITS
-        self.tol, self.mask = tol, 0x7FFFFFFF if signed else -1
-        longest = float(torch.linalg.vector_norm(atoms, dim=1).max()) if len(atoms) else 0.0
-        scale = 0.0 if low is None else float(low.scales.max())
-        with_gram = self.gram.numel() > 0
-        quarter = N_SIGMA**2 / 12 * longest**2
-        # t^2 = by_energy |r|^2 + by_scale s_x^2 of the residual r that c was multiplied out from; float32 sums err by less than 2^-20 |r|.
-        rounding = 2.0**-40 + (quarter / UNITS**2 if with_gram else 0.0)
-        self.by_scale = quarter
-        self.by_energy_low = quarter * scale**2 * (2 if with_gram else 1) + rounding
-        self.by_energy_exact = quarter * scale**2 * (2 if with_gram else 0) + rounding
+        self.ones = torch.ones(len(atoms))
+        scales = torch.zeros(len(atoms)) if low is None else low.scales
+        self.rounding = torch.cat([scales, scales.square().max()[None]])
 
     def __call__(self, rows: Tensor) -> None:
         """Pursue the given rows of the path to their end: products for those that need them, then steps until they need new ones."""
-        in_float = torch.zeros(len(rows), dtype=torch.bool)
-        if self.low is None:
-            in_float[:] = True
+        in_float = torch.full((len(rows),), self.low is None)
         while len(rows):
             state = torch.empty(len(rows), dtype=torch.int8)
             for exact in (False, True):
@@ -109,22 +104,33 @@ class _Run:
 
     def steps(self, rows: Tensor, exact: bool) -> Tensor:
         """As many steps of the rows as one product with D allows; their states."""
-        path = self.path
-        contiguous = int(rows[-1] - rows[0]) + 1 == len(rows)
-        residual = path.residual[rows[0] : rows[-1] + 1] if contiguous else path.residual[rows]
-        if exact or self.low is None:
-            raw, scales, factor, by_energy = residual @ self.atoms.T, torch.ones(len(rows)), self.ones, self.by_energy_exact
+        path, first, last = self.path, int(rows[0]), int(rows[-1])
+        residual = path.residual[first : last + 1] if last - first + 1 == len(rows) else path.residual[rows]
+        scales, state = torch.zeros(len(rows)), torch.empty(len(rows), dtype=torch.int8)
+        if exact:
+            raw, factor = products(residual, self.atoms), self.ones
         else:
-            integers, scales = torch.empty(len(rows), self.low.integers.shape[1], dtype=torch.int8), torch.empty(len(rows))
+            assert self.low is not None
+            integers = torch.empty(len(rows), self.low.integers.shape[1], dtype=torch.int8)
             quantise_(residual, integers, scales)
-            raw, factor, by_energy = products(integers, self.low.integers), self.low.scales, self.by_energy_low
-        state = torch.empty(len(rows), dtype=torch.int8)
+            raw, factor = products(integers, self.low.integers), self.low.scales
         _steps(
             rows.numpy(), raw.numpy().reshape(-1), scales.numpy(), factor.numpy(), self.atoms.numpy(), self.gram.numpy().reshape(-1),
-            np.float32(self.unit), np.float32(by_energy), np.float32(0.0 if exact else self.by_scale), exact, np.float32(self.tol), np.int32(self.mask),
-            path.values.numpy(), path.indices.numpy(), path.counts.numpy(), path.energies.numpy(), path.residual.numpy(), state.numpy(),
+            self.rounding.numpy(), self.bound(exact), exact, self.tol, self.mask, *(field.numpy() for field in path), state.numpy(),
         )  # fmt: skip
         return state
+
+    def bound(self, exact: bool) -> np.ndarray:
+        """Weights (|r_0|^2, |r_t|^2, sum a^2, a Gram entry's unit): c_j has variance (s_j^2 (w_0 |r_0|^2 + w_1 |r_t|^2) + s_x^2 + w_2 sum a_t^2
+        s_{j_t}^2 + unit^2 sum a_t^2) / 12, r_0 being the residual that was multiplied out. See the text of `gram`.
+        """
+        with_gram = self.gram.numel() > 0
+        unit = 0.0 if self.gram.dtype == torch.float32 else 1.0 / UNITS
+        if exact:
+            weights = (2.0, 0.0, 1.0) if self.shared else (0.0, 0.0, 0.0)
+        else:
+            weights = (0.0, 1.0, 1.0) if self.shared or not with_gram else (1.0, 0.0, 0.0)
+        return np.array([*weights, unit], np.float32)
 
 
 @njit(nogil=True, cache=True, fastmath=FAST)
@@ -135,14 +141,6 @@ def _dot(x, y):
     return total
 
 
-@njit(nogil=True, cache=True, fastmath=FAST)
-def _largest(m, size):
-    best = np.float32(-np.inf)
-    for l in range(size):
-        best = max(best, m[l])
-    return best
-
-
 @njit(nogil=True, cache=True)
 def _score(value, mask):
     return abs(value) if mask > 0 else value
@@ -150,7 +148,7 @@ def _score(value, mask):
 
 @njit(nogil=True, cache=True, fastmath=FAST)
 def _scale_row(c, m, raw, start, factor, scale, mask):
-    """c = scale * factor * raw[start : start + n]; m = maxima of the blocks' lanes and, in its last entry, of what is left over."""
+    """c = scale * factor * raw[start : start + n]; m = maxima of the blocks' lanes and, after them, of what is left over."""
     n_blocks = c.size // BLOCK
     for b in range(n_blocks):
         scale_block(c, m, b, raw, start, factor, scale, mask)
@@ -176,7 +174,7 @@ def _lower_row(c, m, gram, start, a, mask):
 
 @njit(nogil=True, cache=True, fastmath=FAST)
 def _candidates(c, m, threshold, mask, found):
-    """Atoms whose score is at least the threshold, in rising order within blocks' lanes: their number, or found.size + 1 if too many."""
+    """Atoms whose score is at least the threshold, into `found`: their number, or found.size + 1 if there are more than it holds."""
     n_blocks, n_found = c.size // BLOCK, 0
     for b in range(n_blocks):
         bits = lanes_at_least(m, b, threshold)
@@ -202,65 +200,87 @@ def _candidates(c, m, threshold, mask, found):
 
 
 @njit(nogil=True, cache=True, fastmath=FAST)
-def _select(c, m, r, atoms, slack, exact, mask, found):
-    """(atom, d . r) of the largest score d . r among atoms that may have it; atom -1 if the correlations do not tell well enough."""
-    best = _largest(m, c.size // BLOCK * LANES + 1)
-    n_found = _candidates(c, m, best, mask, found)
+def _select(c, m, r, atoms, gram, rounding, spread, noise, floor, certain, fresh, mask, found):
+    """(j, d_j . r) of the largest score d . r; j = -1 where c does not tell well enough and must be multiplied out again.
+
+    c_j is off by at most 8 sqrt((spread s_j^2 + noise) / 12) + floor; `certain`: c is float32's own product.
+    """
+    n, nothing = c.size, np.float32(0)
+    best = largest_of_block(m, 0)
+    for b in range(1, m.size // BLOCK):
+        best = max(best, largest_of_block(m, b))
+    widest = np.sqrt(np.float32(N_SIGMA**2 / 12) * (spread * rounding[n] + noise)) + floor
+    n_found = _candidates(c, m, best - 2 * widest, mask, found)
     if n_found > found.size:
-        n_found = found.size  # all equal: any of them will do as a first guess
-    j = found[0]
-    value = _dot(atoms[j], r)
-    if abs(value - c[j]) > slack and not exact:
-        return -1, value
-    c[j] = value
-    n_found = _candidates(c, m, _score(value, mask) - slack, mask, found)
-    if n_found > found.size:
-        if not exact:
-            return -1, value
-        n_found = found.size
+        if not certain:
+            return -1, nothing
+        n_found = min(_candidates(c, m, best, mask, found), found.size)
+    first = found[0]
+    for s in range(1, n_found):
+        if _score(c[found[s]], mask) > _score(c[first], mask):
+            first = found[s]
+    for l in range(0, n if gram.size else 0, 32):
+        prefetch(gram, first * n + l)
+    j, value, n_exact = first, _dot(atoms[first], r), 0
     for s in range(n_found):
-        if found[s] != j or s == -1:
-            other = _dot(atoms[found[s]], r)
-            if abs(other - c[found[s]]) > slack and not exact:
-                return -1, value
-            c[found[s]] = other
-            if _score(other, mask) > _score(value, mask) or (_score(other, mask) == _score(value, mask) and found[s] < j):
-                j, value = found[s], other
+        i = found[s]
+        reach = np.sqrt(np.float32(N_SIGMA**2 / 12) * (spread * rounding[i] * rounding[i] + noise)) + floor
+        if i == first:
+            exact = value
+        elif _score(c[i], mask) + reach < _score(value, mask):
+            continue
+        else:
+            exact = _dot(atoms[i], r)
+            n_exact += 1
+        if not certain and (abs(exact - c[i]) > reach or (n_exact > REFRESH_ABOVE and not fresh)):
+            return -1, nothing
+        c[i] = exact
+        if _score(exact, mask) > _score(value, mask) or (_score(exact, mask) == _score(value, mask) and i < j):
+            j, value = i, exact
     return j, value
 
 
 @njit(nogil=True, cache=True, fastmath=FAST)
-def _start(x, energies):
-    energy = 0.0
+def _subtract(r, d, a):
+    """r -= a d; the sum of squares of the result."""
+    left = np.float32(0)
+    for l in range(r.size):
+        r[l] -= a * d[l]
+        left += r[l] * r[l]
+    return left
+
+
+@njit(nogil=True, cache=True, fastmath=FAST)
+def _squares(x):
+    total = 0.0
     for l in range(x.size):
-        energy += np.float64(x[l]) * np.float64(x[l])
-    energies[0] = energy
+        total += np.float64(x[l]) * np.float64(x[l])
+    return total
 
 
 @njit(nogil=True, cache=True, fastmath=FAST)
 def _steps(
-    rows, raw, scales, factor, atoms, gram, unit, by_energy, by_scale, exact, tol, mask,
-    values, indices, counts, energies, residual, state,
+    rows, raw, scales, factor, atoms, gram, rounding, bound, exact, tol, mask, values, indices, counts, energies, residual, state
 ):  # fmt: skip
     """Steps of the given rows from the correlations raw * scales * factor with their residuals: to their end with a Gram matrix, one without."""
     n, k = factor.size, values.shape[1]
-    c, m, found = np.empty(n, np.float32), np.empty(n // BLOCK * LANES + 1, np.float32), np.empty(MAX_CANDIDATES, np.int64)
+    c, found = np.empty(n, np.float32), np.empty(MAX_CANDIDATES, np.int64)
+    m = np.full((n // BLOCK * LANES // BLOCK + 1) * BLOCK, -np.inf, np.float32)
+    unit = bound[3] if bound[3] > 0 else np.float32(1)
     for position in range(rows.size):
         row = rows[position]
         r, first = residual[row], counts[row]
         if first == 0:
-            _start(r, energies[row])
+            energies[row, 0] = _squares(r)
         start = np.float64(energies[row, 0])
         floor, enough = np.float32(np.finfo(np.float32).eps * np.sqrt(start)), np.float64(tol) * np.float64(tol) * start
-        spent = 0.0
-        for t in range(first):
-            spent += np.float64(values[row, t]) ** 2
-        left = _dot(r, r)
-        slack = np.sqrt(by_energy * left + by_scale * scales[position] * scales[position])
-        _scale_row(c, m, raw, position * n, factor, scales[position], mask)
+        spent, left = _squares(values[row, :first]), _dot(r, r)
+        before, noise, blur = left, scales[position] * scales[position], np.float32(2.0**-20) * np.sqrt(left)
+        _scale_row(c, m, raw, position * n, factor, scales[position] if not exact else np.float32(1), mask)
         t, end = first, FINISHED
         while t < k and start - spent > enough and left > floor * floor:
-            j, a = _select(c, m, r, atoms, slack, exact, mask, found)
+            spread = bound[0] * before + bound[1] * left
+            j, a = _select(c, m, r, atoms, gram, rounding, spread, noise, blur, exact and t == first, t == first, mask, found)
             if j < 0:
                 end = PAUSED if t > first else STUCK
                 break
@@ -269,22 +289,18 @@ def _steps(
             values[row, t], indices[row, t] = a, j
             spent += np.float64(a) * np.float64(a)
             energies[row, t + 1] = max(start - spent, 0.0)
-            left = np.float32(0)
-            d = atoms[j]
-            for l in range(r.size):
-                r[l] -= a * d[l]
-                left += r[l] * r[l]
+            left = _subtract(r, atoms[j], a)
             t += 1
             if t == k:
                 break
             if gram.size == 0:
                 end = PAUSED
                 break
+            noise += a * a * (bound[2] * rounding[j] * rounding[j] + bound[3] * bound[3])
             _lower_row(c, m, gram, np.int64(j) * n, a * unit, mask)
         counts[row], state[position] = t, end
         if end == FINISHED:
-            for s in range(t, k):
-                values[row, s], indices[row, s], energies[row, s + 1] = 0, 0, energies[row, t]
+            values[row, t:], indices[row, t:], energies[row, t + 1 :] = 0, 0, energies[row, t]
 
 
 def reverse_sweep(
