@@ -99,7 +99,8 @@ class Autoencoder(Dictionary):
     @property
     def k(self) -> float | None:
         """Active latents per row, where the activation fixes their number."""
-        return getattr(self.config.activation, "k", None)
+        k = getattr(self.config.activation, "k", None)
+        return None if k is None else float(k)
 
     @property
     def target_scaling(self) -> Scaling:
@@ -196,9 +197,7 @@ class Autoencoder(Dictionary):
         folded.load_state_dict(state)
         return folded
 
-    def _activate(
-        self, x: Tensor, activation: Activation, *, training: bool, asked: Tensor | None = None
-    ) -> tuple[Active, Encoded]:
+    def _activate(self, x: Tensor, activation: Activation, *, training: bool, asked: Tensor | None = None) -> tuple[Active, Encoded]:
         weights = self._weights()
         shift = None if self.is_transcoder else self.b_dec
         encoded = kernels.encode(x, shift, self.W_enc, self.b_enc, activation.rule(weights, training=training), asked)

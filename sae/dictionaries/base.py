@@ -131,7 +131,8 @@ class Dictionary(nn.Module, ABC):
     @property
     def k(self) -> float | None:
         """Active latents per row, where the configuration fixes their number."""
-        return getattr(self.config, "k", None)
+        k = getattr(self.config, "k", None)
+        return None if k is None else float(k)
 
     def scaled_target(self, acts: Float[Tensor, "n d_out"]) -> Float[Tensor, "n d_out"]:
         """Scaled activations of the site that is explained, checked like the input's."""

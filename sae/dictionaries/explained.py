@@ -1,8 +1,8 @@
 """What training asks of a dictionary about one batch, and what it answers.
 
-    error = sum |target - x_hat|^2
-    revival = sum |e - e_hat|^2,  e = target - x_hat held fixed,  e_hat = sum over the k_aux largest positive answers a_j of asked latents of a_j d_j
-    prefix error m = sum |target - b_dec - sum_{j < m} z_j d_j|^2
+error = sum |target - x_hat|^2
+revival = sum |e - e_hat|^2,  e = target - x_hat held fixed,  e_hat = sum over the k_aux largest positive answers a_j of asked latents of a_j d_j
+prefix error m = sum |target - b_dec - sum_{j < m} z_j d_j|^2
 """
 
 from dataclasses import dataclass

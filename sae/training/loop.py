@@ -175,9 +175,7 @@ def _steps(
         raise SaeError(f"batches ended after {state.step} steps, n_steps={config.n_steps} were asked for (train)")
 
 
-def _step(
-    dictionary: Dictionary, batch: Batch, objective: Objective, config: TrainConfig, state: TrainState, world: World
-) -> Step:
+def _step(dictionary: Dictionary, batch: Batch, objective: Objective, config: TrainConfig, state: TrainState, world: World) -> Step:
     rate = learning_rate(
         state.step, peak=config.learning_rate, n_steps=config.n_steps, warmup_steps=config.warmup_steps, decay_share=config.decay_share,
         final_share=config.final_share,

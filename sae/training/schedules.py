@@ -1,7 +1,7 @@
 """What changes over a run.
 
-    rate(step) = peak * min(1, (step + 1) / warmup_steps, final + (1 - final) (n_steps - step) / decay_steps),        step = 0..n_steps-1
-    k(step)    = start + (end - start) min(1, step / (share n_steps)),     or start until then and end from there on
+rate(step) = peak * min(1, (step + 1) / warmup_steps, final + (1 - final) (n_steps - step) / decay_steps),        step = 0..n_steps-1
+k(step)    = start + (end - start) min(1, step / (share n_steps)),     or start until then and end from there on
 """
 
 from dataclasses import dataclass

@@ -1,8 +1,8 @@
 """Several dictionaries trained on one pass over the activations.
 
-    runs = {"k 16": Run(first, objective, config), "k 32": Run(second, objective, config)}
-    for steps in sweep(store.batches(...), runs):
-        print({name: step.fvu for name, step in steps.items()})
+runs = {"k 16": Run(first, objective, config), "k 32": Run(second, objective, config)}
+for steps in sweep(store.batches(...), runs):
+    print({name: step.fvu for name, step in steps.items()})
 """
 
 import itertools

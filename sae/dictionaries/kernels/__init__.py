@@ -1,5 +1,4 @@
-"""Kernels: the few operations that take the time, each with an exact gradient. Callers use these names and do not know what runs beneath.
-"""
+"""Kernels: the few operations that take the time, each with an exact gradient. Callers use these names and do not know what runs beneath."""
 
 from sae.dictionaries.kernels.differentiable import Encoded, Errors, encode, pursue, squared_error, weighted_rows
 from sae.dictionaries.kernels.dispatch import using

@@ -1,6 +1,6 @@
 """Which module's kernels run: numba on a float32 CPU, Triton on a CUDA device, torch everywhere else. All have the same functions.
 
-    with using("reference"): ...        the torch kernels, whatever the machine
+with using("reference"): ...        the torch kernels, whatever the machine
 """
 
 import importlib.util

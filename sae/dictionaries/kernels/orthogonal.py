@@ -8,9 +8,7 @@ from sae.dictionaries.kernels.differentiable import weighted_rows
 from sae.dictionaries.kernels.reference import Path, select_orthogonally
 
 
-def pursue_orthogonally(
-    x: Float[Tensor, "n d_in"], atoms: Float[Tensor, "d_sae d_in"], k: int, tol: float | None, signed: bool
-) -> Path:
+def pursue_orthogonally(x: Float[Tensor, "n d_in"], atoms: Float[Tensor, "d_sae d_in"], k: int, tol: float | None, signed: bool) -> Path:
     """Orthogonal matching pursuit: coefficients by least squares on the selected atoms, differentiable in x and atoms, the selection
     held fixed.
     """

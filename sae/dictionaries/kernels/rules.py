@@ -1,8 +1,8 @@
 """Which pre-activations an encoder keeps. A rule is a value; the kernels find what it keeps without holding all pre-activations.
 
-    Top(k)           the k largest of each row, or with `signed` the k largest in size
-    TopOfBatch(k)    the k n largest of the whole batch of n rows: k a row on average        Bussmann et al. 2024 (2412.06410) section 3
-    Above(floor)     every one above the floor of its latent
+Top(k)           the k largest of each row, or with `signed` the k largest in size
+TopOfBatch(k)    the k n largest of the whole batch of n rows: k a row on average        Bussmann et al. 2024 (2412.06410) section 3
+Above(floor)     every one above the floor of its latent
 """
 
 import math

@@ -6,24 +6,48 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from sae.dictionaries.activations import TopK
+from sae.dictionaries.activations import AbsTopK, BatchTopK, Gated, JumpReLU, ReLU, TopK
 from sae.dictionaries.autoencoder import Autoencoder, AutoencoderConfig
 from sae.dictionaries.checkpoint import load_dictionary, save_dictionary
+from sae.dictionaries.codebook import Codebook, CodebookConfig
 from sae.dictionaries.pursuit import MatchingPursuit, PursuitConfig
 from sae.dictionaries.scaling import Scaling
 from sae.errors import ConfigError, FormatError
 from sae.fingerprint import canonical, from_json, to_json
 from sae.storage import load_tensors, read_json, save_tensors, write_json
+from sae.training.objectives import MatryoshkaObjective, Moment, MultiTopKObjective, ReconstructionObjective
 
-D_IN, D_SAE = 24, 64
+D_IN, D_OUT, D_SAE = 24, 18, 64
+
+
+def autoencoder(activation, **options) -> AutoencoderConfig:
+    return AutoencoderConfig(d_in=D_IN, d_sae=D_SAE, activation=activation, **options)
+
+
 KINDS = {
-    "top_k": (Autoencoder, AutoencoderConfig(d_in=D_IN, d_sae=D_SAE, activation=TopK(5))),
-    "top_k of all": (Autoencoder, AutoencoderConfig(d_in=D_IN, d_sae=D_SAE, activation=TopK(D_SAE))),
-    "pursuit": (MatchingPursuit, PursuitConfig(d_in=D_IN, d_sae=D_SAE, k=5)),
-    "signed pursuit": (MatchingPursuit, PursuitConfig(d_in=D_IN, d_sae=D_SAE, k=5, selection="signed")),
-    "orthogonal pursuit": (MatchingPursuit, PursuitConfig(d_in=D_IN, d_sae=D_SAE, k=5, orthogonal=True)),
-    "signed orthogonal pursuit": (MatchingPursuit, PursuitConfig(d_in=D_IN, d_sae=D_SAE, k=5, selection="signed", orthogonal=True)),
+    "top_k": autoencoder(TopK(5)),
+    "top_k of all": autoencoder(TopK(D_SAE)),
+    "abs_top_k": autoencoder(AbsTopK(5)),
+    "batch_top_k": autoencoder(BatchTopK(4.5)),
+    "relu": autoencoder(ReLU()),
+    "jump_relu": autoencoder(JumpReLU(threshold=0.4, bandwidth=0.3)),
+    "gated": autoencoder(Gated()),
+    "transcoder": autoencoder(TopK(5), d_out=D_OUT),
+    "skip transcoder": autoencoder(JumpReLU(threshold=0.4, bandwidth=0.3), d_out=D_OUT, skip=True),
+    "pursuit": PursuitConfig(d_in=D_IN, d_sae=D_SAE, k=5),
+    "signed pursuit": PursuitConfig(d_in=D_IN, d_sae=D_SAE, k=5, selection="signed"),
+    "orthogonal pursuit": PursuitConfig(d_in=D_IN, d_sae=D_SAE, k=5, orthogonal=True),
+    "signed orthogonal pursuit": PursuitConfig(d_in=D_IN, d_sae=D_SAE, k=5, selection="signed", orthogonal=True),
+    "codebook": CodebookConfig(d_in=D_IN, d_sae=D_SAE, k=5),
+    "codebook of sums": CodebookConfig(d_in=D_IN, d_sae=D_SAE, k=2, reduce="sum"),
 }
+CLASSES = {AutoencoderConfig: Autoencoder, PursuitConfig: MatchingPursuit, CodebookConfig: Codebook}
+
+
+def build(config, scaling, **options):
+    if getattr(config, "d_out", None) is not None:
+        options["target_scaling"] = Scaling(torch.randn(D_OUT, generator=torch.Generator().manual_seed(8)), 0.21)
+    return CLASSES[type(config)](config, scaling, **options)
 
 
 @dataclass
@@ -31,16 +55,26 @@ class Case:
     dictionary: torch.nn.Module
     acts: torch.Tensor
 
+    @property
+    def transcodes(self) -> bool:
+        return self.dictionary.W_dec.shape[1] == D_OUT
+
+    @property
+    def skips(self) -> bool:
+        return getattr(self.dictionary.config, "skip", False)
+
 
 @pytest.fixture(params=KINDS)
 def case(request) -> Case:
-    kind, config = KINDS[request.param]
     draw = torch.Generator().manual_seed(7)
     scaling = Scaling(torch.randn(D_IN, generator=draw), 0.37)
-    dictionary = kind(config, scaling, seed=3, provenance={"site": "blocks.1.hook_resid_post", "training": {"n_steps": 3}})
+    dictionary = build(KINDS[request.param], scaling, seed=3, provenance={"site": "blocks.1.hook_resid_post", "training": {"n_steps": 3}})
     with torch.no_grad():
         for parameter in dictionary.parameters():
             parameter.add_(0.3 * torch.randn(parameter.shape, generator=draw))
+        for name, buffer in dictionary.named_buffers():
+            if name == "threshold":
+                buffer.fill_(0.6)
     dictionary.normalise_()
     return Case(dictionary, 3 * torch.randn(40, D_IN, generator=draw) + scaling.mean)
 
@@ -51,9 +85,10 @@ def test_shapes_and_dtypes_are_as_declared(case):
     assert codes.d_sae == D_SAE
     assert codes.indices.dtype == torch.long
     assert codes.dense().shape == (40, D_SAE)
-    assert case.dictionary.decode(codes).shape == case.acts.shape
-    assert case.dictionary.W_dec.shape == (D_SAE, D_IN)
-    assert case.dictionary.b_dec.shape == (D_IN,)
+    d_out = D_OUT if case.transcodes else D_IN
+    assert case.dictionary.decode(codes).shape == (40, d_out)
+    assert case.dictionary.W_dec.shape == (D_SAE, d_out)
+    assert case.dictionary.b_dec.shape == (d_out,)
 
 
 def test_slots_after_the_count_are_zero_and_slots_before_it_are_distinct_and_not_zero(case):
@@ -68,13 +103,17 @@ def test_slots_after_the_count_are_zero_and_slots_before_it_are_distinct_and_not
 
 
 def test_forward_is_decode_of_encode(case):
-    assert torch.equal(case.dictionary(case.acts), case.dictionary.decode(case.dictionary.encode(case.acts)))
+    expected = case.dictionary.decode(case.dictionary.encode(case.acts))
+    if case.skips:  # the linear path is no part of the codes
+        expected = expected + case.dictionary.scaled(case.acts) @ case.dictionary.W_skip / 0.21
+    torch.testing.assert_close(case.dictionary(case.acts), expected)
 
 
 def test_decode_is_the_dense_product_in_activation_space(case):
     dictionary, codes = case.dictionary, case.dictionary.encode(case.acts)
     x_hat = codes.dense().double() @ dictionary.W_dec.double() + dictionary.b_dec.double()
-    expected = x_hat / 0.37 + dictionary.scaling.mean.double()
+    scale, mean = (0.21, dictionary.target_mean) if case.transcodes else (0.37, dictionary.scaling_mean)
+    expected = x_hat / scale + mean.double()
     torch.testing.assert_close(dictionary.decode(codes).double(), expected, rtol=1e-5, atol=1e-5)
 
 
@@ -95,7 +134,7 @@ def test_toggling_eval_and_train_changes_nothing(case):
 
 
 def test_no_rows_give_no_rows(case):
-    assert case.dictionary(case.acts[:0]).shape == (0, D_IN)
+    assert case.dictionary(case.acts[:0]).shape == (0, D_OUT if case.transcodes else D_IN)
     assert len(case.dictionary.encode(case.acts[:0])) == 0
 
 
@@ -139,19 +178,29 @@ def test_a_deep_copy_is_independent(case):
     assert twin.digest != case.dictionary.digest
 
 
+def only_decides(dictionary, name: str) -> bool:
+    """Whether a parameter decides which latents are active and nothing else: outside `explain` it has no gradient."""
+    gated = isinstance(getattr(dictionary.config, "activation", None), Gated)
+    return name == "log_threshold" or (gated and name == "b_enc")
+
+
 def test_the_gradient_reaches_every_parameter(case):
     case.dictionary(case.acts).square().sum().backward()
     for name, parameter in case.dictionary.named_parameters():
+        if only_decides(case.dictionary, name):
+            continue
         assert parameter.grad is not None, name
         assert float(parameter.grad.abs().sum()) > 0, name
 
 
 def test_the_gradient_of_the_public_forward_agrees_with_finite_differences(case):
     dictionary, acts = copy.deepcopy(case.dictionary).double(), case.acts[:6].double()
-    target = torch.randn(6, D_IN, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    target = torch.randn(6, dictionary.W_dec.shape[1], generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     (dictionary(acts) * target).sum().backward()
     draw = torch.Generator().manual_seed(2)
     for name, parameter in dictionary.named_parameters():
+        if only_decides(dictionary, name):
+            continue
         direction = torch.randn(parameter.shape, generator=draw, dtype=torch.float64)
         ends = []
         for sign in (1, -1):
@@ -182,7 +231,8 @@ def test_folding_gives_the_same_function_with_identity_scaling(case):
     torch.testing.assert_close(folded(case.acts), case.dictionary(case.acts), rtol=1e-5, atol=1e-4)
     codes, expected = folded.encode(case.acts), case.dictionary.encode(case.acts)
     assert torch.equal(codes.indices, expected.indices)
-    torch.testing.assert_close(codes.values, expected.values / 0.37, rtol=1e-4, atol=1e-5)
+    unit = 1.0 if isinstance(folded, Codebook) else 0.37
+    torch.testing.assert_close(codes.values, expected.values / unit, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(4, D_IN + 1), (4, 1)])
@@ -209,10 +259,10 @@ def test_codes_over_another_number_of_latents_are_refused(case):
 
 def test_construction_neither_draws_nor_moves_the_global_generator(case):
     before = torch.get_rng_state()
-    twin = type(case.dictionary)(case.dictionary.config, seed=3)
+    twin = build(case.dictionary.config, None, seed=3)
     assert torch.equal(torch.get_rng_state(), before)
-    assert torch.equal(twin.W_dec, type(case.dictionary)(case.dictionary.config, seed=3).W_dec)
-    assert not torch.equal(twin.W_dec, type(case.dictionary)(case.dictionary.config, seed=4).W_dec)
+    assert torch.equal(twin.W_dec, build(case.dictionary.config, None, seed=3).W_dec)
+    assert not torch.equal(twin.W_dec, build(case.dictionary.config, None, seed=4).W_dec)
 
 
 def _edit(folder, **changes):
@@ -228,8 +278,8 @@ def test_a_checkpoint_with_something_wrong_is_named(case, tmp_path):
         return load_tensors(folder / "weights.safetensors")
 
     tensors = fresh()
-    save_tensors(folder / "weights.safetensors", {**tensors, "W_skip": torch.zeros(2)})
-    with pytest.raises(FormatError, match="unexpected tensor 'W_skip'"):
+    save_tensors(folder / "weights.safetensors", {**tensors, "W_surplus": torch.zeros(2)})
+    with pytest.raises(FormatError, match="unexpected tensor 'W_surplus'"):
         load_dictionary(folder)
     tensors = fresh()
     save_tensors(folder / "weights.safetensors", {name: t for name, t in tensors.items() if name != "b_dec"})
@@ -237,7 +287,8 @@ def test_a_checkpoint_with_something_wrong_is_named(case, tmp_path):
         load_dictionary(folder)
     tensors = fresh()
     save_tensors(folder / "weights.safetensors", {**tensors, "W_dec": tensors["W_dec"][:, :-1].clone()})
-    with pytest.raises(FormatError, match=rf"W_dec must have shape \[{D_SAE}, {D_IN}\], got \[{D_SAE}, {D_IN - 1}\]"):
+    d_out = D_OUT if case.transcodes else D_IN
+    with pytest.raises(FormatError, match=rf"W_dec must have shape \[{D_SAE}, {d_out}\], got \[{D_SAE}, {d_out - 1}\]"):
         load_dictionary(folder)
     tensors = fresh()
     save_tensors(folder / "weights.safetensors", {**tensors, "b_dec": tensors["b_dec"] + 1})
@@ -274,3 +325,78 @@ def test_a_k_outside_the_dictionary_is_refused(k):
         AutoencoderConfig(d_in=8, d_sae=64, activation=TopK(k))
     with pytest.raises(ConfigError, match=rf"^k must be in 1..d_sae=64, got {k} \(MatchingPursuit\)$"):
         PursuitConfig(d_in=8, d_sae=64, k=k)
+
+
+OBJECTIVES = {
+    "reconstruction": ReconstructionObjective(),
+    "Matryoshka": MatryoshkaObjective(shares=(0.25, 0.5, 1.0)),
+    "sampled Matryoshka": MatryoshkaObjective(n_sampled=4),
+    "Multi-TopK": MultiTopKObjective(factor=2.0),
+}
+
+
+def offered(dictionary, objective) -> bool:
+    """Nested prefixes need an encoder of its own, a second k a first one."""
+    if isinstance(objective, MatryoshkaObjective):
+        return isinstance(dictionary, Autoencoder)
+    return not isinstance(objective, MultiTopKObjective) or (dictionary.k is not None and 2 * dictionary.k <= D_SAE)
+
+
+def loss_of(case, objective, dead):
+    target = None
+    if case.transcodes:
+        target = torch.randn(40, D_OUT, generator=torch.Generator().manual_seed(4))
+    return objective(case.dictionary, case.dictionary.scaled(case.acts), target, Moment(dead=dead, step=3))
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("n_dead", [0, 12])
+def test_the_gradient_of_every_objective_reaches_every_parameter(case, objective, n_dead):
+    objective = OBJECTIVES[objective]
+    dead = torch.zeros(D_SAE, dtype=torch.bool)
+    dead[torch.randperm(D_SAE, generator=torch.Generator().manual_seed(1))[:n_dead]] = True
+    if not offered(case.dictionary, objective):
+        if 2 * (case.dictionary.k or 0) <= D_SAE:
+            with pytest.raises(ConfigError, match="must"):
+                loss_of(case, objective, dead)
+        return
+    loss_of(case, objective, dead).total.backward()
+    for name, parameter in case.dictionary.named_parameters():
+        assert parameter.grad is not None, name
+        assert torch.isfinite(parameter.grad).all(), name
+        assert float(parameter.grad.abs().sum()) > 0, name
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_the_gradient_of_every_objective_is_its_derivative(case, objective):
+    """Against finite differences in float64, for parameters that act without straight-through estimates."""
+    objective, dictionary = OBJECTIVES[objective], copy.deepcopy(case.dictionary).double()
+    if (
+        not offered(dictionary, objective)
+        or isinstance(dictionary.config, AutoencoderConfig)
+        and isinstance(dictionary.config.activation, JumpReLU)
+    ):
+        return
+    x = dictionary.scaled(case.acts.double())
+    target = torch.randn(40, D_OUT, generator=torch.Generator().manual_seed(4), dtype=torch.float64) if case.transcodes else None
+    moment = Moment(dead=torch.zeros(D_SAE, dtype=torch.bool), step=3)
+    objective(dictionary, x, target, moment).total.backward()
+    draw = torch.Generator().manual_seed(2)
+    for name, parameter in dictionary.named_parameters():
+        if (
+            isinstance(dictionary.config, AutoencoderConfig)
+            and isinstance(dictionary.config.activation, Gated)
+            and name in ("W_dec", "b_dec")
+        ):
+            continue  # held fixed in the gates' own reconstruction
+        direction = torch.randn(parameter.shape, generator=draw, dtype=torch.float64)
+        if name == "W_dec" and dictionary.unit_atoms:  # along the sphere: pursuit insists on unit atoms
+            direction -= (direction * parameter).sum(1, keepdim=True) * parameter
+        ends = []
+        for sign in (1, -1):
+            moved = copy.deepcopy(dictionary)
+            with torch.no_grad():
+                dict(moved.named_parameters())[name].add_(sign * 1e-6 * direction)
+                ends.append(float(objective(moved, x, target, moment).total))
+        expected = (ends[0] - ends[1]) / 2e-6
+        assert float((parameter.grad * direction).sum()) == pytest.approx(expected, rel=2e-5, abs=1e-9), name

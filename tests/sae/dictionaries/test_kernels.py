@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from sae.dictionaries import kernels
-from sae.dictionaries.activations import TopK, largest
-from sae.dictionaries.kernels import pursuit, reference
+from sae.dictionaries.explained import prefix_errors
+from sae.dictionaries.kernels import reference
+from sae.dictionaries.kernels.reference import pursuit
 
 
 def draws(seed: int, *shapes, dtype=torch.float64):
@@ -17,24 +18,11 @@ def unit(rows: torch.Tensor) -> torch.Tensor:
     return rows / rows.norm(dim=1, keepdim=True)
 
 
-@pytest.mark.parametrize("width", [64, 96, 100, 97, 2048, 4608])
-@pytest.mark.parametrize("k", [1, 4, 32])
-def test_the_largest_entries_are_those_of_a_full_sort(width, k):
-    rows = torch.randn(23, width, generator=torch.Generator().manual_seed(width + k))
-    values, indices = largest(rows, k)
-    expected = rows.sort(dim=1, descending=True).values[:, :k]
-    assert torch.equal(values, expected)
-    assert torch.equal(rows.gather(1, indices), values)
-    assert all(len(set(row.tolist())) == k for row in indices)
-
-
-def test_the_largest_entries_survive_ties_and_constant_rows():
-    rows = torch.randint(0, 3, (40, 256), generator=torch.Generator().manual_seed(0)).float()
-    rows[0] = 1.0
-    values, indices = largest(rows, 8)
-    assert torch.equal(values, rows.topk(8).values)
-    assert torch.equal(rows.gather(1, indices), values)
-    assert all(len(set(row.tolist())) == 8 for row in indices)
+def dense_top(pre_acts: torch.Tensor, k: int, signed: bool) -> torch.Tensor:
+    """The codes of TopK as a matrix, by a full sort."""
+    order = (pre_acts.abs() if signed else pre_acts).argsort(1, descending=True)[:, :k]
+    kept = torch.zeros_like(pre_acts).scatter(1, order, pre_acts.gather(1, order))
+    return kept if signed else kept.relu()
 
 
 def test_weighted_rows_and_both_its_gradients_are_those_of_the_dense_product():
@@ -60,21 +48,89 @@ def test_the_transposed_product_sums_rows_by_latent(d_sae):
     torch.testing.assert_close(reference.weighted_rows_t(values, indices, y, d_sae), expected)
 
 
+def rules(d_sae: int) -> dict:
+    """Rules by name, with the dense codes that each must give."""
+    floor = torch.linspace(-0.5, 1.5, d_sae, dtype=torch.float64)
+    return {
+        "top": (kernels.Top(40), lambda pre: dense_top(pre, 40, False)),
+        "few": (kernels.Top(3), lambda pre: dense_top(pre, 3, False)),
+        "signed": (kernels.Top(7, signed=True), lambda pre: dense_top(pre, 7, True)),
+        "batch": (kernels.TopOfBatch(2.5), lambda pre: dense_top(pre.reshape(1, -1), round(2.5 * len(pre)), False).view_as(pre)),
+        "batch of most": (kernels.TopOfBatch(30.0), lambda pre: dense_top(pre.reshape(1, -1), 30 * len(pre), False).view_as(pre)),
+        "above": (kernels.Above(floor), lambda pre: pre * (pre > floor)),
+        "above all": (kernels.Above(floor + 1e6), torch.zeros_like),
+    }
+
+
 @pytest.mark.parametrize("block", [1, 1 << 9, 4 << 20])
-def test_the_encoder_and_all_its_gradients_are_those_of_naive_dense_autograd(block, monkeypatch):
-    monkeypatch.setattr(reference, "ENCODE_BLOCK_BYTES", block)
-    n, d_in, d_sae, k = 33, 12, 64, 40
-    x, b_dec, W_enc, b_enc, target = draws(3, (n, d_in), (d_in,), (d_in, d_sae), (d_sae,), (n, d_sae))
-    inputs = (x, b_dec, W_enc, b_enc)
-    values, indices = kernels.encode(*inputs, TopK(k))
-    z = torch.zeros(n, d_sae, dtype=torch.float64).scatter(1, indices, values)
-    grads = torch.autograd.grad((z * target).sum(), inputs)
-    pre_acts = (x - b_dec) @ W_enc + b_enc
-    top = pre_acts.topk(k)
-    assert (top.values < 0).any(), "the case must hold kept entries that ReLU sets to 0"
-    dense = torch.zeros_like(pre_acts).scatter(1, top.indices, top.values.relu())
-    torch.testing.assert_close(z, dense)
-    torch.testing.assert_close(grads, torch.autograd.grad((dense * target).sum(), inputs))
+@pytest.mark.parametrize("rule", rules(64))
+@pytest.mark.parametrize("shifted", [True, False])
+def test_the_encoder_and_all_its_gradients_are_those_of_naive_dense_autograd(block, rule, shifted, monkeypatch):
+    monkeypatch.setattr(reference.products, "ENCODE_BLOCK_BYTES", block)
+    n, d_in, d_sae = 33, 12, 64
+    rule, dense = rules(d_sae)[rule]
+    x, shift, W_enc, b_enc, target, pull = draws(3, (n, d_in), (d_in,), (d_in, d_sae), (d_sae,), (n, d_sae), (n, 5))
+    asked = torch.tensor([3, 63, 7, 0, 31])
+    inputs = (x, shift, W_enc, b_enc) if shifted else (x, W_enc, b_enc)
+    encoded = kernels.encode(x, shift if shifted else None, W_enc, b_enc, rule, asked)
+    z = torch.zeros(n, d_sae, dtype=torch.float64).scatter_add(1, encoded.indices, encoded.values)
+    grads = torch.autograd.grad((z * target).sum() + (encoded.answers * pull).sum(), inputs)
+    pre_acts = (x - shift if shifted else x) @ W_enc + b_enc
+    torch.testing.assert_close(z, dense(pre_acts))
+    torch.testing.assert_close(encoded.answers, pre_acts[:, asked])
+    expected = torch.autograd.grad((dense(pre_acts) * target).sum() + (pre_acts[:, asked] * pull).sum(), inputs)
+    torch.testing.assert_close(grads, expected)
+
+
+@pytest.mark.parametrize("k", [3, 20])  # sparse products, and the dense ones that replace them where codes are hardly sparse
+def test_the_squared_error_and_all_its_gradients_are_those_of_naive_dense_autograd(k):
+    n, d_out, d_sae, k_aux = 25, 9, 40, 2
+    assert reference.products.is_dense(k, d_sae) == (k == 20)
+    indices = torch.stack([torch.randperm(d_sae, generator=torch.Generator().manual_seed(i))[:k] for i in range(n)])
+    values, W_dec, b_dec, target, answers = draws(4, (n, k), (d_sae, d_out), (d_out,), (n, d_out), (n, 4))
+    asked = torch.tensor([5, 0, 39, 17])
+    inputs = (values, W_dec, b_dec, target, answers)
+    encoded = kernels.Encoded(values, indices, answers)
+    errors = kernels.squared_error(encoded, W_dec, b_dec, target, asked, k_aux)
+    got = torch.autograd.grad(0.7 * errors.error + 1.3 * errors.revival, inputs)
+    z = torch.zeros(n, d_sae, dtype=torch.float64).scatter_add(1, indices, values)
+    residual = target - z @ W_dec - b_dec
+    rest = residual.detach() - dense_top(answers, k_aux, False) @ W_dec[asked]
+    torch.testing.assert_close(errors.residual, residual.detach())
+    torch.testing.assert_close(errors.error, residual.square().sum())
+    torch.testing.assert_close(errors.revival, rest.square().sum())
+    torch.testing.assert_close(
+        got, torch.autograd.grad(0.7 * residual.square().sum() + 1.3 * rest.square().sum(), inputs, retain_graph=True)
+    )
+    alone = kernels.squared_error(encoded, W_dec, b_dec, target)
+    assert float(alone.revival.detach()) == 0
+    torch.testing.assert_close(torch.autograd.grad(alone.error, inputs[:4]), torch.autograd.grad(residual.square().sum(), inputs[:4]))
+
+
+@pytest.mark.parametrize("prefixes", [(40,), (1, 2, 40), (5, 17, 30), (10, 20, 30, 40)])
+def test_prefix_errors_and_their_gradients_are_those_of_the_cut_dense_codes(prefixes):
+    n, d_out, d_sae, k = 25, 9, 40, 6
+    indices = torch.stack([torch.randperm(d_sae, generator=torch.Generator().manual_seed(i))[:k] for i in range(n)])
+    values, W_dec, target = draws(4, (n, k), (d_sae, d_out), (n, d_out))
+    weights = torch.arange(1.0, 1 + len(prefixes), dtype=torch.float64)
+    errors = prefix_errors(values, indices, W_dec, target, prefixes)
+    z = torch.zeros(n, d_sae, dtype=torch.float64).scatter_add(1, indices, values)
+    expected = torch.stack([(target - z[:, :m] @ W_dec[:m]).square().sum() for m in prefixes])
+    torch.testing.assert_close(errors, expected)
+    inputs = (values, W_dec, target)
+    got = torch.autograd.grad((errors * weights).sum(), inputs)
+    torch.testing.assert_close(got, torch.autograd.grad((expected * weights).sum(), inputs))
+
+
+def test_the_batch_rule_looks_further_where_one_row_holds_most_of_the_largest():
+    draw = torch.Generator().manual_seed(0)
+    x, rows, bias = torch.randn(16, 8, generator=draw), torch.randn(512, 8, generator=draw), torch.randn(512, generator=draw)
+    x[3] *= 1000
+    values, indices = kernels.TopOfBatch(4.0).select(reference, x, rows, bias)
+    assert values.shape[1] == 64, "one row holds all of the 64 largest"
+    assert int((values[3] > 0).sum()) == 64
+    z = torch.zeros(16, 512).scatter_add(1, indices, values)
+    torch.testing.assert_close(z, dense_top((x @ rows.T + bias).reshape(1, -1), 64, False).view(16, 512), rtol=1e-5, atol=1e-3)
 
 
 def test_float32_encoding_and_decoding_agree_with_float64_dense_autograd():
@@ -84,8 +140,8 @@ def test_float32_encoding_and_decoding_agree_with_float64_dense_autograd():
 
     def loss(x, b_dec, W_enc, b_enc, W_dec, sparse):
         if sparse:
-            values, indices = kernels.encode(x, b_dec, W_enc, b_enc, TopK(k))
-            x_hat = kernels.weighted_rows(values, indices, W_dec) + b_dec
+            encoded = kernels.encode(x, b_dec, W_enc, b_enc, kernels.Top(k))
+            x_hat = kernels.weighted_rows(encoded.values, encoded.indices, W_dec) + b_dec
         else:
             values, indices = ((x - b_dec) @ W_enc + b_enc).topk(k)
             x_hat = torch.zeros(n, d_sae, dtype=x.dtype).scatter(1, indices, values.relu()) @ W_dec + b_dec
@@ -183,41 +239,3 @@ def test_orthogonal_pursuit_has_the_gradient_of_least_squares_on_its_support():
     residual = x - torch.einsum("nk,nkd->nd", values, chosen)
     torch.testing.assert_close(path.values, values)
     torch.testing.assert_close(got, torch.autograd.grad((values * weight).sum() + (residual * g).sum(), (x, atoms)))
-
-
-@pytest.mark.skipif(not torch.cpu._is_avx512_bf16_supported(), reason="the CPU does not multiply bfloat16 in hardware")
-@pytest.mark.parametrize("case", ["random", "near ties", "few positive", "large bias", "huge rows"])
-def test_selection_in_bfloat16_gives_the_float32_slots(case):
-    generator = torch.Generator().manual_seed(0)
-    n, d_in, d_sae, k = 200, 48, 1024, 16
-    x, W_enc, bias = (torch.randn(shape, generator=generator) for shape in ((n, d_in), (d_in, d_sae), (d_sae,)))
-    if case == "near ties":  # thousands of latents within a bfloat16 step of each other
-        W_enc = W_enc[:, :1] + 1e-3 * W_enc
-        x = x.abs() * W_enc[:, 0].sign()
-    elif case == "few positive":
-        bias -= 20
-    elif case == "large bias":
-        bias *= 100
-    elif case == "huge rows":
-        x[::7] *= 1000
-    assert reference.selects_in_bfloat16(x, d_sae, k + reference.N_SPARE)
-    values, indices = reference.encode(x, W_enc, bias, TopK(k))
-    exact = x.double() @ W_enc.double() + bias.double()
-    top = exact.topk(k).values
-    scale = float(exact.abs().max())
-    torch.testing.assert_close(values.double(), top.relu(), rtol=1e-5, atol=1e-6 * scale)
-    torch.testing.assert_close(exact.gather(1, indices).relu(), top.relu(), rtol=1e-5, atol=1e-6 * scale)
-    assert all(len(set(row.tolist())) == k for row in indices)
-
-
-@pytest.mark.skipif(not torch.cpu._is_avx512_bf16_supported(), reason="the CPU does not multiply bfloat16 in hardware")
-def test_the_proof_is_what_keeps_near_ties_exact(monkeypatch):
-    generator = torch.Generator().manual_seed(0)
-    x, W_enc = torch.randn(200, 48, generator=generator).abs(), torch.randn(48, 1024, generator=generator)
-    W_enc = W_enc[:, :1].abs() + 1e-3 * W_enc
-    exact = (x.double() @ W_enc.double()).topk(16).values
-    bias = torch.zeros(1024)
-    torch.testing.assert_close(reference.encode(x, W_enc, bias, TopK(16)).values.double(), exact, rtol=1e-6, atol=0)
-    rough = (x.bfloat16() @ W_enc.bfloat16()).float().topk(16 + reference.N_SPARE).indices
-    unproved = (x @ W_enc).gather(1, rough).topk(16).values.double()
-    assert float((unproved - exact).abs().max()) > 1e-4, "without the proof this case must come out wrong"

@@ -5,10 +5,11 @@ import torch
 
 from sae.dictionaries.activations import TopK
 from sae.dictionaries.autoencoder import Autoencoder, AutoencoderConfig
+from sae.dictionaries.explained import Ask
 from sae.dictionaries.init import best_gain, geometric_median, initialise_
 from sae.dictionaries.pursuit import MatchingPursuit, PursuitConfig
 from sae.errors import ConfigError, SaeError
-from sae.training.objectives import ReconstructionObjective, aux_k
+from sae.training.objectives import Moment, ReconstructionObjective
 
 D_IN, D_SAE = 12, 40
 
@@ -34,7 +35,7 @@ def test_the_objective_and_every_gradient_are_those_of_dense_autograd(k_aux):
     dead[[1, 5, 9, 22]] = True
     objective = ReconstructionObjective(aux_coefficient=0.25, aux_share=k_aux / D_IN if k_aux <= D_IN else 1.0)
     k_aux = min(objective.k_aux(D_IN), 4)
-    losses = objective(made, x, dead)
+    losses = objective(made, x, None, Moment(dead=dead))
     pre_acts = (x - made.b_dec) @ made.W_enc + made.b_enc
     top = pre_acts.topk(3)
     x_hat = torch.zeros_like(pre_acts).scatter(1, top.indices, top.values.relu()) @ made.W_dec + made.b_dec
@@ -52,9 +53,7 @@ def test_the_objective_and_every_gradient_are_those_of_dense_autograd(k_aux):
 def test_aux_k_moves_the_encoder_and_the_decoder_of_dead_latents_only():
     made, x = autoencoder(), sample()
     latents = torch.tensor([1, 5, 9, 22])
-    residual, _ = made.residual(x)
-    loss = aux_k(made, x, residual.detach(), latents, k_aux=3)
-    loss.backward()
+    made.explain(x, Ask(latents=latents, k_aux=3)).revival.backward()
     others = torch.ones(D_SAE, dtype=torch.bool)
     others[latents] = False
     for name, grad in (("W_enc", made.W_enc.grad.T), ("b_enc", made.b_enc.grad[:, None]), ("W_dec", made.W_dec.grad)):
@@ -65,27 +64,32 @@ def test_aux_k_moves_the_encoder_and_the_decoder_of_dead_latents_only():
 def test_aux_k_draws_dead_pursuit_atoms_to_the_residual():
     made = MatchingPursuit(PursuitConfig(d_in=D_IN, d_sae=D_SAE, k=3), seed=2).double()
     x, latents = sample(), torch.tensor([4, 7])
-    residual = made.residual(x)[0].detach()
-    loss = aux_k(made, x, residual, latents, k_aux=64)
-    loss.backward()
+    residual = made.explain(x, Ask()).residual
+    made.explain(x, Ask(latents=latents, k_aux=64)).revival.backward()
     assert (made.W_dec.grad[latents].abs().sum(1) > 0).all()
     others = torch.ones(D_SAE, dtype=torch.bool)
     others[latents] = False
     assert not made.W_dec.grad[others].any()
-    before = float(loss.detach())
+
+    def left() -> float:
+        atoms = made.W_dec.detach()[latents]
+        return float((residual - (residual @ atoms.T).relu() @ atoms).square().sum())
+
+    before = left()
     with torch.no_grad():
-        made.W_dec[latents] -= 0.05 * made.W_dec.grad[latents]
+        made.W_dec[latents] -= 0.05 * made.W_dec.grad[latents] / made.W_dec.grad[latents].norm()
     made.normalise_()
-    assert float(aux_k(made, x, residual, latents, k_aux=64).detach()) < before
+    assert left() < before
 
 
 def test_without_dead_latents_the_loss_is_the_fvu_and_the_coefficient_can_be_zero():
     made, x = autoencoder(), sample()
-    nobody, somebody = torch.zeros(D_SAE, dtype=torch.bool), torch.arange(D_SAE) == 3
-    assert float(ReconstructionObjective()(made, x, nobody).total.detach()) == float(ReconstructionObjective()(made, x, nobody).fvu)
-    off = ReconstructionObjective(aux_coefficient=0.0)(made, x, somebody)
+    nobody, somebody = Moment(dead=torch.zeros(D_SAE, dtype=torch.bool)), Moment(dead=torch.arange(D_SAE) == 3)
+    losses = ReconstructionObjective()(made, x, None, nobody)
+    assert float(losses.total.detach()) == float(losses.fvu)
+    off = ReconstructionObjective(aux_coefficient=0.0)(made, x, None, somebody)
     assert float(off.total.detach()) == float(off.fvu)
-    assert float(ReconstructionObjective()(made, x, somebody).total.detach()) > float(off.fvu)
+    assert float(ReconstructionObjective()(made, x, None, somebody).total.detach()) > float(off.fvu)
 
 
 @pytest.mark.parametrize(("d_in", "k_aux"), [(576, 256), (768, 512), (512, 256), (64, 32), (1, 1)])
@@ -93,12 +97,14 @@ def test_k_aux_is_half_the_width_rounded_to_a_power_of_two(d_in, k_aux):
     assert ReconstructionObjective().k_aux(d_in) == k_aux
 
 
-def test_a_batch_without_variance_is_refused_and_a_residual_without_variance_adds_nothing():
-    made = autoencoder()
+def test_a_batch_without_variance_is_refused_and_silent_dead_latents_explain_nothing():
+    made, everybody = autoencoder(), Moment(dead=torch.ones(D_SAE, dtype=torch.bool))
     with pytest.raises(SaeError, match="x must vary within the batch, got 4 equal rows"):
-        ReconstructionObjective()(made, torch.zeros(4, D_IN, dtype=torch.float64), torch.ones(D_SAE, dtype=torch.bool))
-    equal = torch.ones(4, D_IN, dtype=torch.float64)
-    assert float(aux_k(made, sample(4), equal, torch.arange(D_SAE), 8).detach()) == 0
+        ReconstructionObjective()(made, torch.zeros(4, D_IN, dtype=torch.float64), None, everybody)
+    with torch.no_grad():
+        made.b_enc.fill_(-1e6)  # no latent is active: e = x - b_dec, whose variance is that of x, and e_hat = 0
+    losses = ReconstructionObjective()(made, sample(), None, everybody)
+    assert float(losses.total.detach()) == pytest.approx(float(losses.fvu) * (1 + 1 / 32))
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from sae.synthetic.hierarchy import CHILDREN, tree_codes, tree_features
 from sae.synthetic.planted import planted_codes, planted_features, recovery
 from sae.training.loop import TrainConfig, train
 from sae.training.objectives import ReconstructionObjective
+from sae.training.optimisers import OptimiserConfig
 
 
 def planted_stream(features: torch.Tensor, rows: int, seed: int, k: float) -> Iterator[torch.Tensor]:
@@ -50,7 +51,9 @@ def train_tree(n_steps: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, flo
     made = MatchingPursuit(PursuitConfig(d_in=20, d_sae=20, k=4), seed=seed)
     assert float(recovery(features, made.W_dec.detach()).mean()) < 0.6
     data = (tree_codes(200, draw) @ features for _ in range(n_steps))
-    config = TrainConfig(n_steps=n_steps, learning_rate=3e-2, warmup_steps=100, decay_share=0.2, betas=(0.5, 0.9375), dead_tokens=20_000)
+    config = TrainConfig(
+        n_steps=n_steps, learning_rate=3e-2, warmup_steps=100, decay_share=0.2, optimiser=OptimiserConfig(betas=(0.5, 0.9375))
+    )
     for _ in train(made, data, ReconstructionObjective(), config):
         pass
     with torch.no_grad():

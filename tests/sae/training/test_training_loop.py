@@ -5,18 +5,22 @@ import itertools
 
 import pytest
 import torch
+from jaxtyping import TypeCheckError
 
 from sae.dictionaries.activations import TopK
 from sae.dictionaries.autoencoder import Autoencoder, AutoencoderConfig
 from sae.dictionaries.codes import SparseCodes
 from sae.dictionaries.init import initialise_
+from sae.dictionaries.kernels import reference
 from sae.dictionaries.pursuit import MatchingPursuit, PursuitConfig
 from sae.dictionaries.scaling import Scaling
 from sae.errors import ConfigError, FormatError, SaeError
+from sae.fingerprint import from_json
 from sae.storage import load_tensors, read_json, save_tensors, write_json
 from sae.training.firing import tokens_since_fired
-from sae.training.loop import TrainConfig, TrainState, describe, project_gradient_, train
+from sae.training.loop import TrainConfig, TrainState, describe, train
 from sae.training.objectives import ReconstructionObjective
+from sae.training.optimisers import OptimiserConfig
 from sae.training.resume import checkpoints, load_training, save_training
 from sae.training.schedules import learning_rate
 
@@ -73,16 +77,16 @@ def test_a_resumed_run_is_bit_equal_to_an_uninterrupted_one(kind, stop, tmp_path
     assert resumed.digest == whole.digest
     assert torch.equal(state.since_fired, ends[-1].state.since_fired)
     for name, parameter in whole.named_parameters():
-        theirs = dict(resumed.named_parameters())[name]
-        for moment in ("exp_avg", "exp_avg_sq"):
-            assert torch.equal(state.optimiser.state[theirs][moment], ends[-1].state.optimiser.state[parameter][moment])
+        assert torch.equal(dict(resumed.named_parameters())[name], parameter)
+        for moment, theirs in state.optimiser.moments[name].items():
+            assert torch.equal(theirs, ends[-1].state.optimiser.moments[name][moment])
 
 
 def test_one_step_is_projected_clipped_adam_written_out():
     made, batch = fresh("top_k"), batches()[0]
     with torch.no_grad():
         made.b_enc.add_(0.1 * torch.randn(D_SAE, generator=torch.Generator().manual_seed(0)))
-    config = TrainConfig(n_steps=10, learning_rate=1e-2, warmup_steps=4, clip_norm=0.05)
+    config = TrainConfig(n_steps=10, learning_rate=1e-2, warmup_steps=4, optimiser=OptimiserConfig(clip_norm=0.05))
     twin = copy.deepcopy(made)
     x = twin.scaling.apply(batch)
     values, indices = ((x - twin.b_dec) @ twin.W_enc + twin.b_enc).topk(4)
@@ -108,8 +112,8 @@ def test_the_projected_gradient_is_orthogonal_to_every_atom():
     made = fresh("pursuit")
     made(batches()[0]).square().sum().backward()
     before = made.W_dec.grad.clone()
-    project_gradient_(made)
     atoms = made.W_dec.detach()
+    reference.project_(made.W_dec.grad, atoms)
     assert float((made.W_dec.grad * atoms).sum(1).abs().max()) < 1e-3 * float(before.abs().max())
     assert float((before * atoms).sum(1).abs().max()) > 0.1
 
@@ -162,11 +166,17 @@ def test_resuming_with_another_configuration_is_refused_by_name():
 
 @pytest.mark.parametrize(("name", "value"), [
     ("n_steps", 0), ("learning_rate", 0.0), ("learning_rate", float("nan")), ("warmup_steps", -1), ("decay_share", 1.5),
-    ("betas", (0.9, 1.0)), ("epsilon", 0.0), ("clip_norm", 0.0), ("dead_tokens", 0),
+    ("dead_tokens", 0), ("final_share", 1.5), ("ema_decay", 1.0),
 ])  # fmt: skip
 def test_training_options_out_of_range_are_refused(name, value):
     with pytest.raises(ConfigError, match=f"^{name} must be"):
         TrainConfig(**{"n_steps": 5, name: value})
+
+
+@pytest.mark.parametrize(("name", "value"), [("kind", "sgd"), ("betas", (0.9, 1.0)), ("epsilon", 0.0), ("clip_norm", 0.0)])
+def test_optimiser_options_out_of_range_are_refused(name, value):
+    with pytest.raises((ConfigError, TypeCheckError), match=name):
+        OptimiserConfig(**{name: value})
 
 
 def test_the_schedule_rises_holds_and_falls():
@@ -189,7 +199,7 @@ def obvious_since(codes: SparseCodes, since: list[int]) -> list[int]:
 def test_tokens_since_firing_do_not_depend_on_the_batch_size(rows):
     draw = torch.Generator().manual_seed(3)
     values = torch.randn(60, 3, generator=draw).relu()
-    codes = SparseCodes.positive(torch.randint(0, 50, (60, 3), generator=draw), values.sort(1, descending=True).values, 50)
+    codes = SparseCodes.of_slots(torch.randint(0, 50, (60, 3), generator=draw), values, 50)
     since = torch.randint(0, 100, (50,), generator=draw)
     expected = obvious_since(codes, since.tolist())
     for start in range(0, 60, rows):
@@ -256,4 +266,6 @@ def test_a_damaged_training_checkpoint_is_named(tmp_path):
 def test_the_run_describes_itself_as_json():
     description = describe(CONFIG, OBJECTIVE)
     assert description["config"]["learning_rate"] == 1e-2
-    assert description["objective"] == {"aux_coefficient": 1 / 32, "aux_share": 0.5}
+    assert description["objective"]["aux_coefficient"] == 1 / 32
+    assert from_json(ReconstructionObjective, description["objective"]) == OBJECTIVE
+    assert from_json(TrainConfig, description["config"]) == CONFIG
