@@ -221,12 +221,13 @@ def _select(c, m, r, atoms, gram, rounding, spread, noise, floor, certain, fresh
             first = found[s]
     for l in range(0, n if gram.size else 0, 32):
         prefetch(gram, first * n + l)
-    j, value, n_exact = first, _dot(atoms[first], r), 0
+    guess, n_exact = _dot(atoms[first], r), 0
+    j, value = first, guess
     for s in range(n_found):
         i = found[s]
         reach = np.sqrt(np.float32(N_SIGMA**2 / 12) * (spread * rounding[i] * rounding[i] + noise)) + floor
         if i == first:
-            exact = value
+            exact = guess
         elif _score(c[i], mask) + reach < _score(value, mask):
             continue
         else:
