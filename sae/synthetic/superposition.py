@@ -176,7 +176,8 @@ def antipodal_loss(density: float, importance: float) -> float:
 def antipodal_boundary(importance: float) -> float:
     """Density below which W = [1, -1], b = 0 beats the best dedicated solution: p < 4 s / (2 (1 + r) + 3 s), s = min(1, r).
 
-    At r = 1 it is 4/7. A sufficient bound for superposition: a trained pair also tunes its norms and biases, and wins a little beyond it.
+    At r = 1 it is 4/7. A sufficient bound for superposition: a trained pair also tunes its norms and biases, and stays the best, with equal
+    norms, up to p = 0.7. Beyond, one feature gets most of the dimension, and the sign of the other hardly matters: at p = 1 both are equal.
     """
     least = min(1.0, importance)
     return 4 * least / (2 * (1 + importance) + 3 * least)
@@ -200,7 +201,7 @@ def reconstruct(
     return torch.relu(pre_acts) if activation == "relu" else pre_acts
 
 
-def train_toy_models(configs: Sequence[ToyConfig], *, seed: int, n_evaluation: int = 2**15) -> ToyModels:
+def train_toy_models(configs: Sequence[ToyConfig], *, seed: int, n_evaluation: int = 2**17) -> ToyModels:
     """Train one model per config, all at once; float32 on the CPU, and the same seed gives the same bits on the same machine.
 
     The configs may differ in `density` and `importance_decay` only; repeat one to train it from several starts (many end in local minima:
@@ -249,7 +250,13 @@ def train_toy_models(configs: Sequence[ToyConfig], *, seed: int, n_evaluation: i
 
 
 def sweep(
-    config: ToyConfig, *, densities: Sequence[float], importance_decays: Sequence[float] | None = None, n_seeds: int = 8, seed: int
+    config: ToyConfig,
+    *,
+    densities: Sequence[float],
+    importance_decays: Sequence[float] | None = None,
+    n_seeds: int = 8,
+    seed: int,
+    n_evaluation: int = 2**17,
 ) -> ToyModels:
     """The best of `n_seeds` starts at every density and, for each, every importance decay (by default that of `config`), in this order.
 
@@ -263,7 +270,7 @@ def sweep(
     if n_seeds < 1:
         raise ConfigError(f"n_seeds must be at least 1, got {n_seeds} (sweep)")
     configs = [replace(config, density=density, importance_decay=decay) for density, decay in product(densities, decays)]
-    return train_toy_models([one for one in configs for _ in range(n_seeds)], seed=seed).best()
+    return train_toy_models([one for one in configs for _ in range(n_seeds)], seed=seed, n_evaluation=n_evaluation).best()
 
 
 @dataclass(frozen=True)

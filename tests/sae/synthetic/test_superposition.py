@@ -58,6 +58,21 @@ def expected_loss(
     return total
 
 
+def exact_optimum(W: torch.Tensor, b: torch.Tensor, density: float) -> float:
+    """The least expected loss of two equal features near (W, b), by quadrature and L-BFGS."""
+    parameters = torch.cat([W.flatten(), b]).double().requires_grad_()
+    optimiser = torch.optim.LBFGS([parameters], max_iter=50, line_search_fn="strong_wolfe")
+
+    def closure():
+        optimiser.zero_grad()
+        loss = expected_loss(parameters[None, :2], parameters[2:], density, 1.0, n=100)
+        loss.backward()
+        return loss
+
+    optimiser.step(closure)
+    return float(expected_loss(parameters[None, :2].detach(), parameters[2:].detach(), density, 1.0))
+
+
 # --- measures -------------------------------------------------------------------------------------------------------------------------
 
 
@@ -246,13 +261,15 @@ def test_two_features_pair_up_when_sparse_and_not_when_dense():
     best = sweep(config, densities=(*sparse, *dense), n_seeds=12, seed=1)
     assert (antipodality(best.W)[:3] > 0.99).all()
     assert (best.W[:3, 0].prod(1) < -0.95).all()
-    assert (antipodality(best.W)[3:] < 0.5).all()
+    shares = best.W[:, 0].abs().amin(1) / best.W[:, 0].abs().amax(1)
+    assert (shares[:3] > 0.95).all()
+    assert (shares[3:] < 0.7).all()  # one feature has most of the dimension; the sign of the other hardly matters
     assert torch.allclose(feature_dimensionality(best.W[:3]), torch.tensor(0.5), atol=0.01)
     for i, p in enumerate((*sparse, *dense)):
         exact = float(expected_loss(best.W[i].double(), best.b[i].double(), p, 1.0))
         assert float(best.loss[i]) == pytest.approx(exact, abs=4 * float(best.loss_se[i]))
         assert exact < min(antipodal_loss(p, 1.0), dedicated_loss(p, 1.0))  # norms and biases are tuned beyond the closed forms
-        assert exact > 0.8 * min(antipodal_loss(p, 1.0), dedicated_loss(p, 1.0))
+        assert exact < 1.005 * exact_optimum(best.W[i], best.b[i], p)
 
 
 def test_the_less_important_feature_is_ignored_beyond_the_boundary():
@@ -369,11 +386,11 @@ def test_equal_configs_are_different_starts_and_the_best_is_the_one_of_lowest_lo
 
 
 def test_a_sweep_is_the_best_of_several_starts_at_every_point_of_the_grid():
-    best = sweep(quick(), densities=[0.5, 0.1], importance_decays=[1.0, 0.8, 0.6], n_seeds=3, seed=7)
+    best = sweep(quick(), densities=[0.5, 0.1], importance_decays=[1.0, 0.8, 0.6], n_seeds=3, seed=7, n_evaluation=500)
     assert [(c.density, c.importance_decay) for c in best.configs] == list(itertools.product((0.5, 0.1), (1.0, 0.8, 0.6)))
-    everyone = train_toy_models([config for config in best.configs for _ in range(3)], seed=7)
+    everyone = train_toy_models([config for config in best.configs for _ in range(3)], seed=7, n_evaluation=500)
     assert torch.equal(best.loss, everyone.loss.reshape(6, 3).amin(1))
-    assert sweep(quick(), densities=[0.2], n_seeds=1, seed=7).configs == (quick(density=0.2),)
+    assert sweep(quick(), densities=[0.2], n_seeds=1, seed=7, n_evaluation=500).configs == (quick(density=0.2),)
     for options, name in (({"densities": []}, "densities"), ({"densities": [0.1, 0.1]}, "densities"), ({"n_seeds": 0}, "n_seeds")):
         with pytest.raises(ConfigError, match=f"{name} must be"):
             sweep(quick(), **({"densities": [0.1], "seed": 0} | options))
