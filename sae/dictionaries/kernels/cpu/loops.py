@@ -11,15 +11,20 @@ import numba
 import numpy as np
 from torch import Tensor
 
+_OPTIONS = {"nogil": True, "cache": True, "error_model": "numpy"}
+
+
 def compiled(function: Any) -> Any:
-    """Compiled once and kept on disk; the interpreter's lock is released, sums may be reordered, NaN keeps its meaning."""
+    """Compiled once and kept on disk; the interpreter's lock is released, sums may be reordered, x / 0 is infinite (a check for it would
+    keep a loop from being vectorised), NaN keeps its meaning.
+    """
     # A type checker that wraps every function of a package must not come between a loop and its compiler.
-    return numba.njit(inspect.unwrap(function), nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz", "arcp", "afn"})
+    return numba.njit(inspect.unwrap(function), **_OPTIONS, fastmath={"reassoc", "contract", "nsz", "arcp", "afn"})
 
 
 def compiled_finite(function: Any) -> Any:
     """The same for loops that are vectorised only if NaN may be ignored."""
-    return numba.njit(inspect.unwrap(function), nogil=True, cache=True, fastmath=True)
+    return numba.njit(inspect.unwrap(function), **_OPTIONS, fastmath=True)
 
 
 def arrays(*tensors: Tensor) -> list[Any]:
@@ -50,7 +55,7 @@ def kth_key(keys: np.ndarray, n: int, k: int) -> np.int32:
         middle = np.int32((np.int64(low) + np.int64(high) + 1) >> 1)
         count = np.int32(0)
         for i in range(n):
-            count += np.int32(keys[i] >= middle)
+            count = np.int32(count + np.int32(keys[i] >= middle))  # numba would add in 64 bits
         if count == k:
             return middle
         if count > k:

@@ -23,7 +23,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sae.dictionaries.kernels.cpu import team
-from sae.dictionaries.kernels.cpu.loops import compiled_finite
+from sae.dictionaries.kernels.cpu.loops import compiled
 from sae.dictionaries.kernels.cpu.memory import recycled
 
 Precision = Literal["int8", "bfloat16", "float32"]
@@ -141,20 +141,24 @@ def _balance(rows: Tensor, x: Tensor) -> Tensor:
     return ratio.sqrt()
 
 
-@compiled_finite
+@compiled
 def round_rows(rows: np.ndarray, factor: np.ndarray, low: np.ndarray, scale: np.ndarray, norm: np.ndarray) -> None:
     """low = round(rows factor / scale) with scale = max |rows factor| / 127 per row; norm = |rows factor|."""
     d_in = rows.shape[1]
-    product = np.empty(d_in, np.float32)
+    product, largest = np.empty(d_in, np.float32), np.empty(1, np.float32)
     for r in range(len(rows)):
         row, out = rows[r], low[r]
-        largest, squares = np.float32(0), np.float32(0)
+        squares = np.float32(0)
         for i in range(d_in):
             p = row[i] * factor[i]
             product[i] = p
-            largest = max(largest, abs(p))
             squares += p * p
-        inverse = np.float32(127) / largest if largest > 0 else np.float32(0)
+        # The bits of floats >= 0 order like them, and the largest of integers is a vector loop.
+        bits, size = product.view(np.int32), np.int32(0)
+        for i in range(d_in):
+            size = max(size, bits[i] & np.int32(0x7FFFFFFF))
+        largest.view(np.int32)[0] = size
+        inverse = np.float32(127) / largest[0] if largest[0] > 0 else np.float32(0)
         for i in range(d_in):
             out[i] = np.int8(np.rint(product[i] * inverse))
-        scale[r], norm[r] = largest / np.float32(127), np.sqrt(squares)
+        scale[r], norm[r] = largest[0] / np.float32(127), np.sqrt(squares)

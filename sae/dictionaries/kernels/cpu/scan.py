@@ -1,25 +1,25 @@
 """The loops of `top`: candidates from rough pre-activations, then the k largest among their exact values.
 
-A rough pre-activation p is off by at most t. Per row, `upper` holds p + t of the candidates seen; `floor` is a value that k latents are
-known to reach, the k-th largest p - t so far. A latent with p + t below it cannot be among the k largest.
+A rough pre-activation p is off by at most t. Each row keeps the upper bound p + t and the lower bound p - t of the candidates seen, and a
+floor that k latents are known to reach: the k-th largest lower bound so far. A latent whose upper bound is below the floor cannot be among
+the k largest.
 """
 
 import numpy as np
 
 from sae.dictionaries.kernels.cpu.loops import compiled, compiled_finite, kth_key, order_keys
+from sae.dictionaries.kernels.cpu.vectors import GROUP, bits_above, lowest_bit
 
-GROUP = 32
-"""Latents whose largest upper bound is compared with the floor before any one is looked at."""
 OVERFLOW = -1
 """Count of a row whose candidates did not fit."""
-SORTED_INSERTION = 64
-"""Up to this k the kept values are held in order while candidates come; beyond it all are sorted at the end."""
+RANKED_BY_COUNTING = 512
+"""Up to this many values are put in order by counting, for each, those above it: a vector loop."""
 
 
-@compiled_finite
+@compiled
 def scan(
     rough: np.ndarray, first: int, x_scale: np.ndarray, slack: np.ndarray, w_scale: np.ndarray, spread: np.ndarray, bias: np.ndarray,
-    signed: bool, k: int, floors: np.ndarray, counts: np.ndarray, upper: np.ndarray, latents: np.ndarray,
+    signed: bool, k: int, floors: np.ndarray, counts: np.ndarray, upper: np.ndarray, lower: np.ndarray, latents: np.ndarray,
 ) -> None:  # fmt: skip
     """Add to each row's candidates those of a tile of latents first, first + 1, ...
 
@@ -27,71 +27,93 @@ def scan(
     """
     n, width = rough.shape
     capacity = upper.shape[1]
+    mask = np.int32(0x7FFFFFFF) if signed else np.int32(-1)
     w_scale, w_spread, w_bias = w_scale[first : first + width], spread[first : first + width], bias[first : first + width]
     keys = np.empty(capacity, np.int32)
-    lower = np.empty(capacity, np.float32)
     for r in range(n):
         if counts[r] == OVERFLOW:
             continue
-        tile, s, t = rough[r], x_scale[r], slack[r]
+        tile, s, t, high, low, numbers = rough[r], x_scale[r], slack[r], upper[r], lower[r], latents[r]
+        if first == 0:
+            floors[r] = max(floors[r], first_floor(tile, s, t, w_scale, w_spread, w_bias, signed, k))
+        count, floor = counts[r], floors[r]
         for start in range(0, width, GROUP):
-            stop = min(start + GROUP, width)
-            best = np.float32(-np.inf)
-            if signed:
-                for c in range(start, stop):
-                    best = max(best, abs(s * tile[c] * w_scale[c] + w_bias[c]) + t * w_spread[c])
+            if start + GROUP <= width:
+                bits = bits_above(tile, w_scale, w_bias, w_spread, start, s, t, floor, mask)
+                if bits == 0:
+                    continue
             else:
-                for c in range(start, stop):
-                    best = max(best, s * tile[c] * w_scale[c] + w_bias[c] + t * w_spread[c])
-            if not best > floors[r]:
-                continue
-            if counts[r] + GROUP > capacity:
-                shrink(r, t, spread, k, floors, counts, upper, latents, keys, lower)
-                if counts[r] + GROUP > capacity:
-                    counts[r] = OVERFLOW
+                bits = np.uint64((1 << (width - start)) - 1)
+            if count + GROUP > capacity:
+                count, floor = shrink(count, floor, k, t == 0, high, low, numbers, keys)
+                if count + GROUP > capacity:
+                    count = OVERFLOW
                     break
-            count, floor, row, numbers = counts[r], floors[r], upper[r], latents[r]
-            for c in range(start, stop):
-                p = s * tile[c] * w_scale[c] + w_bias[c]
-                u = (abs(p) if signed else p) + t * w_spread[c]
-                row[count] = u
-                numbers[count] = first + c
-                count += np.int32(u > floor)
-            counts[r] = count
+            while bits != 0:
+                c = start + np.int64(lowest_bit(bits))
+                bits &= bits - np.uint64(1)
+                p = s * w_scale[c] * np.float32(tile[c]) + w_bias[c]
+                p, off = abs(p) if signed else p, t * w_spread[c]
+                high[count], low[count], numbers[count] = p + off, p - off, first + c
+                count += np.int32(p + off > floor)
+        counts[r], floors[r] = count, floor
+
+
+@compiled_finite
+def first_floor(
+    tile: np.ndarray, s: float, t: float, w_scale: np.ndarray, w_spread: np.ndarray, w_bias: np.ndarray, signed: bool, k: int
+) -> np.float32:
+    """A value just below one that k lower bounds of the first tile reach, from the maxima of 4 k groups; -inf for a narrow tile.
+
+    The k-th largest maximum will do, as k groups have an entry that large. It is just below, so that ties pass.
+    """
+    n_groups = 4 * k
+    size = len(tile) // n_groups
+    if size < 2:
+        return np.float32(-np.inf)
+    maxima, keys = np.full(n_groups, -np.inf, np.float32), np.empty(n_groups, np.int32)
+    for u in range(size):
+        start = u * n_groups
+        for g in range(n_groups):
+            p = s * w_scale[start + g] * np.float32(tile[start + g]) + w_bias[start + g]
+            p = (abs(p) if signed else p) - t * w_spread[start + g]
+            maxima[g] = max(maxima[g], p)
+    order_keys(maxima.view(np.int32), n_groups, keys)
+    threshold = kth_key(keys, n_groups, k)
+    floor = np.float32(np.inf)
+    for g in range(n_groups):
+        if keys[g] >= threshold:
+            floor = min(floor, maxima[g])
+    return floor - np.float32(1e-6) * abs(floor)
 
 
 @compiled
 def shrink(
-    r: int, t: float, spread: np.ndarray, k: int, floors: np.ndarray, counts: np.ndarray, upper: np.ndarray, latents: np.ndarray,
-    keys: np.ndarray, lower: np.ndarray,
-) -> None:  # fmt: skip
-    """Raise the floor of row r to the k-th largest lower bound of its candidates, and drop the candidates below it.
+    count: int, floor: float, k: int, exact: bool, high: np.ndarray, low: np.ndarray, numbers: np.ndarray, keys: np.ndarray
+) -> tuple[int, float]:
+    """Drop the candidates below the k-th largest lower bound: (how many stay, the new floor).
 
-    With t = 0 exactly k stay: of equal ones the first seen.
+    If the bounds are exact, k stay: of equal ones the first seen.
     """
-    count, row, numbers = counts[r], upper[r], latents[r]
     if count <= k:
-        return
-    for i in range(count):
-        lower[i] = row[i] - 2 * t * spread[numbers[i]]
-    bits = lower.view(np.int32)
-    order_keys(bits, count, keys)
+        return count, floor
+    order_keys(low.view(np.int32), count, keys)
     floor_key = kth_key(keys, count, k)
-    floor = np.float32(np.inf)
+    raised = np.float32(np.inf)
     n_above = 0
     for i in range(count):
         if keys[i] >= floor_key:
-            floor = min(floor, lower[i])
-            n_above += keys[i] > floor_key
+            raised = min(raised, low[i])
+        n_above += keys[i] > floor_key
     n_equal, kept = k - n_above, 0
     for i in range(count):
-        keep = row[i] >= floor
-        if t == 0 and keep and keys[i] == floor_key:
+        keep = high[i] >= raised
+        if exact and keys[i] == floor_key:
             keep = n_equal > 0
             n_equal -= 1
-        row[kept], numbers[kept] = row[i], numbers[i]
+        high[kept], low[kept], numbers[kept] = high[i], low[i], numbers[i]
         kept += keep
-    counts[r], floors[r] = kept, max(floors[r], floor)
+    return kept, max(floor, raised)
 
 
 @compiled
@@ -105,100 +127,94 @@ def dot(a: np.ndarray, b: np.ndarray) -> np.float32:
 
 @compiled
 def settle(
-    x: np.ndarray, rows: np.ndarray, bias: np.ndarray, signed: bool, k: int, floors: np.ndarray, counts: np.ndarray, upper: np.ndarray,
-    latents: np.ndarray, slack: np.ndarray, spread: np.ndarray, values: np.ndarray, indices: np.ndarray,
+    x: np.ndarray, rows: np.ndarray, bias: np.ndarray, signed: bool, k: int, exact: bool, floors: np.ndarray, counts: np.ndarray,
+    upper: np.ndarray, lower: np.ndarray, latents: np.ndarray, values: np.ndarray, indices: np.ndarray,
 ) -> None:  # fmt: skip
     """Exact values of the candidates, and the k largest of them by falling value, for every row that has not overflowed.
 
-    The k candidates with the highest upper bounds come first; any other is computed only if its bound exceeds the k-th exact value so far.
+    The k candidates with the highest upper bounds come first; any other is computed only if its bound exceeds the least of their values.
     """
     capacity = upper.shape[1]
-    keys, lower = np.empty(capacity, np.int32), np.empty(capacity, np.float32)
+    keys, scores = np.empty(capacity, np.int32), np.empty(capacity, np.float32)
     for r in range(len(x)):
         if counts[r] == OVERFLOW:
             continue
-        shrink(r, slack[r], spread, k, floors, counts, upper, latents, keys, lower)
-        count, row, numbers = counts[r], upper[r], latents[r]
-        highest_first(row, numbers, count, k, keys)
-        if k <= SORTED_INSERTION:
-            n_kept = settle_in_order(x[r], rows, bias, signed, k, row, numbers, count, values[r], indices[r])
-        else:
-            n_kept = settle_by_sorting(x[r], rows, bias, signed, k, row, numbers, count, values[r], indices[r])
-        if not signed:
-            for s in range(n_kept):
-                values[r, s] = max(values[r, s], np.float32(0))
-        fill(values[r], indices[r], n_kept, k)
+        high, numbers = upper[r], latents[r]
+        count, _ = shrink(counts[r], floors[r], k, exact, high, lower[r], numbers, keys)
+        highest_first(high, numbers, count, k, keys)
+        n_first = min(k, count)
+        score_all(x[r], rows, bias, signed, numbers, 0, n_first, high, scores)
+        n_scored = n_first
+        if count > n_first:
+            least = scores[:n_first].min()
+            for i in range(n_first, count):
+                high[n_scored], numbers[n_scored] = high[i], numbers[i]
+                n_scored += high[i] > least
+            score_all(x[r], rows, bias, signed, numbers, n_first, n_scored, high, scores)
+        put_in_order(scores, n_scored, high, numbers, keys, signed, values[r], indices[r])
+        fill(values[r], indices[r], min(n_scored, k))
 
 
 @compiled
-def highest_first(row: np.ndarray, numbers: np.ndarray, count: int, k: int, keys: np.ndarray) -> None:
+def highest_first(high: np.ndarray, numbers: np.ndarray, count: int, k: int, keys: np.ndarray) -> None:
     """Move the k candidates with the highest upper bounds to the front."""
     if count <= k:
         return
-    order_keys(row.view(np.int32), count, keys)
+    order_keys(high.view(np.int32), count, keys)
     threshold = kth_key(keys, count, k)
     front = 0
     for i in range(count):
         if keys[i] >= threshold and front < k:
-            row[front], row[i] = row[i], row[front]
+            high[front], high[i] = high[i], high[front]
             numbers[front], numbers[i] = numbers[i], numbers[front]
             front += 1
 
 
 @compiled
-def settle_in_order(
-    x: np.ndarray, rows: np.ndarray, bias: np.ndarray, signed: bool, k: int, row: np.ndarray, numbers: np.ndarray, count: int,
-    values: np.ndarray, indices: np.ndarray,
-) -> int:  # fmt: skip
-    """Insert each candidate's exact value into the k kept so far; how many are kept."""
-    kept, smallest = 0, np.float32(-np.inf)
-    for i in range(count):
-        if kept == k and row[i] <= smallest:
-            continue
+def score_all(
+    x: np.ndarray, rows: np.ndarray, bias: np.ndarray, signed: bool, numbers: np.ndarray, start: int, stop: int, exact: np.ndarray,
+    scores: np.ndarray,
+) -> None:  # fmt: skip
+    """exact[i] = x . rows[numbers[i]] + bias[numbers[i]] and what it is ranked by. Free of branches, so that the dots overlap."""
+    for i in range(start, stop):
         j = numbers[i]
-        value = dot(x, rows[j]) + bias[j]
-        score = abs(value) if signed else value
-        if kept == k:
-            if not score > smallest:
-                continue
-            kept -= 1
-        place = kept
-        while place > 0 and (abs(values[place - 1]) if signed else values[place - 1]) < score:
-            values[place], indices[place] = values[place - 1], indices[place - 1]
-            place -= 1
-        values[place], indices[place] = value, j
-        kept += 1
-        if kept == k:
-            smallest = abs(values[k - 1]) if signed else values[k - 1]
-    return kept
+        exact[i] = dot(x, rows[j]) + bias[j]
+    for i in range(start, stop):
+        scores[i] = abs(exact[i]) if signed else exact[i]
 
 
 @compiled
-def settle_by_sorting(
-    x: np.ndarray, rows: np.ndarray, bias: np.ndarray, signed: bool, k: int, row: np.ndarray, numbers: np.ndarray, count: int,
-    values: np.ndarray, indices: np.ndarray,
-) -> int:  # fmt: skip
-    """Compute every candidate's exact value, sort, and keep k; how many are kept."""
-    scores = np.empty(count, np.float32)
-    for i in range(count):
-        j = numbers[i]
-        row[i] = dot(x, rows[j]) + bias[j]
-        scores[i] = -abs(row[i]) if signed else -row[i]
-    order = np.argsort(scores, kind="mergesort")
-    kept = min(k, count)
-    for s in range(kept):
-        values[s], indices[s] = row[order[s]], numbers[order[s]]
-    return kept
+def put_in_order(
+    scores: np.ndarray, n: int, exact: np.ndarray, numbers: np.ndarray, keys: np.ndarray, signed: bool, values: np.ndarray,
+    indices: np.ndarray,
+) -> None:  # fmt: skip
+    """The first len(values) of the n candidates by falling score; negative values become 0 unless signed."""
+    k = len(values)
+    order_keys(scores.view(np.int32), n, keys)
+    if n > RANKED_BY_COUNTING:
+        order = np.argsort(keys[:n], kind="mergesort")[::-1]
+        for place in range(min(n, k)):
+            i = order[place]
+            values[place], indices[place] = exact[i] if signed or exact[i] > 0 else np.float32(0), numbers[i]
+        return
+    for i in range(n):
+        key, place = keys[i], np.int32(0)
+        for j in range(i):
+            place = np.int32(place + np.int32(keys[j] >= key))
+        for j in range(i + 1, n):
+            place = np.int32(place + np.int32(keys[j] > key))
+        if place < k:
+            values[place], indices[place] = exact[i] if signed or exact[i] > 0 else np.float32(0), numbers[i]
 
 
 @compiled
-def fill(values: np.ndarray, indices: np.ndarray, n_kept: int, k: int) -> None:
+def fill(values: np.ndarray, indices: np.ndarray, n_kept: int) -> None:
     """Give the slots after the first n_kept value 0 and the lowest latents that the row does not hold yet."""
-    if n_kept >= k:
+    if n_kept >= len(values):
         return
     held = np.sort(indices[:n_kept])
     latent = place = 0
-    for s in range(n_kept, k):
+    for s in range(n_kept, len(values)):
         while place < n_kept and held[place] == latent:
             place, latent = place + 1, latent + 1
         values[s], indices[s] = 0, latent

@@ -13,7 +13,8 @@ from sae.dictionaries.kernels.cpu import team
 from sae.dictionaries.kernels.cpu.loops import arrays
 from sae.dictionaries.kernels.cpu.memory import recycled
 from sae.dictionaries.kernels.cpu.rough import Precision, Rough, available, rough_input, rough_rows
-from sae.dictionaries.kernels.cpu.scan import GROUP, OVERFLOW, scan, settle
+from sae.dictionaries.kernels.cpu.scan import OVERFLOW, scan, settle
+from sae.dictionaries.kernels.cpu.vectors import GROUP
 from sae.dictionaries.kernels.reference import Slots
 
 BLOCK_ROWS, TILE_LATENTS = 256, 1024
@@ -54,7 +55,7 @@ def _select(precision: Precision, x: Tensor, rows: Tensor, bias: Tensor, signed:
     """Fill the slots of every row that the precision suffices for; the numbers of the others."""
     n, d_sae, k = len(x), len(rows), slots.values.shape[1]
     rough = rough_rows(rows, x, precision)
-    capacity = min(2 * k + 4 * GROUP, d_sae) + GROUP
+    capacity = min(4 * k + 2 * GROUP, d_sae) + GROUP
     overflowed = torch.zeros(n, dtype=torch.bool)
 
     def block(b: int) -> None:
@@ -72,11 +73,11 @@ def _select_block(rough: Rough, x: Tensor, rows: Tensor, bias: Tensor, signed: b
     buffer = recycled(n * min(TILE_LATENTS, d_sae), dtype=torch.int32)
     counts = torch.zeros(n, dtype=torch.int32)
     floors = torch.full((n,), -1.0 if signed else 0.0)
-    upper, latents = recycled(n, capacity), recycled(n, capacity, dtype=torch.int32)
-    candidates = arrays(floors, counts, upper, latents)
+    upper, lower, latents = recycled(n, capacity), recycled(n, capacity), recycled(n, capacity, dtype=torch.int32)
+    candidates = arrays(floors, counts, upper, lower, latents)
     scale, spread, offset = arrays(rough.scale, rough.spread, bias)
     for first in range(0, d_sae, TILE_LATENTS):
         tile = rough.product(given, slice(first, first + TILE_LATENTS), buffer)
         scan(tile.numpy(), first, given.scale, given.slack, scale, spread, offset, signed, k, *candidates)
-    settle(*arrays(x, rows, bias), signed, k, *candidates, given.slack, spread, *arrays(*slots))
+    settle(*arrays(x, rows, bias), signed, k, rough.precision == "float32", *candidates, *arrays(*slots))
     return counts == OVERFLOW
