@@ -208,7 +208,7 @@ def phase_table(size: Size, seed: int) -> tuple[Table, ToyModels]:
         "phase",
         "Two equal features in one dimension",
         f"Closed forms: p²/3 for W = [1, −1] without bias, p/3 − p²/4 for W = [1, 0]; they cross at p = 4/7 = {antipodal_boundary(1.0):.3f}. A "
-        "trained model tunes its lengths and biases, so its loss lies below both and the equal pair lasts to p = 0.7. Beyond, one feature gets "
+        "trained model tunes its lengths and biases, so its loss lies below both and the equal pair lasts to about p = 0.7. Beyond, one feature gets "
         "most of the dimension; the sign of the other hardly matters (the two losses differ by 0.00001 at p = 0.95, by quadrature).",
         ("density p", "expected", "antipodality", "W", "b", "loss", "loss of [1, −1]", "loss of [1, 0]", "met"),
         tuple(rows),

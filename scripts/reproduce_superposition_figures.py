@@ -88,7 +88,7 @@ def stickiness(models: ToyModels) -> Markup:
 
 def scatter(models: ToyModels) -> Markup:
     """Dimensionality of every represented feature against 1 / (1 - S), beside the values of the polytopes."""
-    x, ticks, rates = _sparsity_axis(models, RIGHT - 124)
+    x, ticks, rates = _sparsity_axis(models, RIGHT - 138)
     y = Scale(0, 1.1, BOTTOM, TOP)
     parts = _frame(x, y, "1 / (1 − S), one over the probability of being active", "dimensionality D of a feature", ticks)
     for (value, name), place in zip(FRACTIONS.items(), spread([y(v) for v in FRACTIONS], 15, TOP, BOTTOM), strict=True):

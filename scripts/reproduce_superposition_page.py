@@ -69,17 +69,18 @@ def write_page(page: Page, path: Path) -> None:
     tables = {table.name: table for table in page.tables}
     parts = [
         _section(
-            "Features stick at one and at two per dimension",
+            "Features stick at one per dimension, then at two",
             f"{n} equally important features in {m} dimensions, each active with probability 1 − S. Left: hidden dimensions per represented feature. Right: "
             "how large a share of a dimension every represented feature has, one dot each.",
             _pair(
                 (
                     stickiness(page.large),
-                    "Dimensions per feature m / |W|²: with dense features one each, then exactly two a dimension, then ever more.",
+                    "Dimensions per feature m / |W|²: |W|² stays at m while features are dense, then at 2m, two a dimension, then grows.",
                 ),
                 (
                     scatter(page.large),
-                    "Dimensionality D of every feature longer than 0.2. On the line at 1/2 all features are antipodal pairs.",
+                    "Dimensionality D of every feature longer than 0.2. On the line at 1/2 all are antipodal pairs. Dense features that matter equally are mixed "
+                    "at will, as in principal components: none has a dimension of its own.",
                 ),
             ),
             tables["sweep"],

@@ -177,7 +177,7 @@ def antipodal_boundary(importance: float) -> float:
     """Density below which W = [1, -1], b = 0 beats the best dedicated solution: p < 4 s / (2 (1 + r) + 3 s), s = min(1, r).
 
     At r = 1 it is 4/7. A sufficient bound for superposition: a trained pair also tunes its norms and biases, and stays the best, with equal
-    norms, up to p = 0.7. Beyond, one feature gets most of the dimension, and the sign of the other hardly matters: at p = 1 both are equal.
+    norms, up to about p = 0.7. Beyond, one feature gets most of the dimension, and the sign of the other hardly matters: at p = 1 both are equal.
     """
     least = min(1.0, importance)
     return 4 * least / (2 * (1 + importance) + 3 * least)
