@@ -56,7 +56,8 @@ class Scaling:
 
     def apply(self, acts: Float[Tensor, "n d_in"]) -> Float[Tensor, "n d_in"]:
         """x = (acts - mean) * scale, in the dtype and on the device of `mean`."""
-        return (acts.to(self.mean) - self.mean) * self.scale
+        # In place: a second fresh array costs more than the arithmetic.
+        return (acts.to(self.mean) - self.mean).mul_(self.scale)
 
     def undo(self, x: Float[Tensor, "n d_in"]) -> Float[Tensor, "n d_in"]:
         """acts = x / scale + mean."""

@@ -24,6 +24,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sae.dictionaries.base import Dictionary
+from sae.dictionaries.kernels.dispatch import gathered
 from sae.errors import ConfigError, SaeError
 from sae.fingerprint import to_json
 from sae.training.firing import tokens_since_fired
@@ -170,7 +171,9 @@ def _steps(
 ) -> Iterator[Step]:
     # islice takes exactly the batches that are needed from an iterator that others may share.
     for batch in itertools.islice(batches, config.n_steps - state.step):
-        yield _step(dictionary, batch, objective, config, state, world)
+        with gathered(dictionary.W_dec):
+            step = _step(dictionary, batch, objective, config, state, world)
+        yield step
     if state.step < config.n_steps:
         raise SaeError(f"batches ended after {state.step} steps, n_steps={config.n_steps} were asked for (train)")
 

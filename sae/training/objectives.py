@@ -119,9 +119,9 @@ class ReconstructionObjective:
     ) -> Losses:
         """The whole loss, for the measure of fit that takes the place of FVU."""
         world, total = moment.world, fit + explained.gate_error / variance
-        left = world.variance(explained.residual)
-        if bool(explained.revival > 0) and bool(left > 0):
-            total = total + self.aux_coefficient * explained.revival / left
+        if bool(moment.dead.any()) and bool(explained.revival > 0):
+            left = world.variance(explained.residual)
+            total = total + self.aux_coefficient * explained.revival / left if bool(left > 0) else total
         total = total + moment.pressure * self.sparsity_coefficient / world.size * explained.penalty / math.sqrt(dictionary.d_in)
         fvu, l0 = world.total(explained.error.detach() / variance), world.mean(explained.l0)
         return Losses(total, fvu, explained.codes, explained.residual, l0, self._next_pressure(moment.pressure, l0))

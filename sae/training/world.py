@@ -26,7 +26,7 @@ class World:
         y = y.detach()
         n = self.total(torch.tensor(float(len(y)), dtype=torch.float64, device=y.device))
         mean = self.total(y.sum(0)) / n.to(y.dtype)
-        return self.total((y - mean).square().sum())
+        return self.total(torch.linalg.vector_norm(y - mean).square())
 
     def reduce_gradients_(self, parameters: list[torch.nn.Parameter]) -> None:
         """Put the sum of the gradients over the processes into `grad`, in place."""

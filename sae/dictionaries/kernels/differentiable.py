@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from sae.dictionaries.kernels.dispatch import kernels_for, products_for
-from sae.dictionaries.kernels.reference import Path, scattered_sum
+from sae.dictionaries.kernels.reference import Path
 from sae.dictionaries.kernels.rules import Rule
 
 
@@ -69,10 +69,7 @@ class Encode(torch.autograd.Function):
         kernels, rows = kernels_for(W_enc), W_enc.T.contiguous()
         centred = x.contiguous() if shift is None else x - shift
         values, indices = rule.select(kernels, centred, rows, b_enc)
-        if asked is None:
-            answers = x.new_zeros(len(x), 0)
-        else:
-            answers = kernels.product(centred, rows[asked].T).add_(b_enc[asked])
+        answers = x.new_zeros(len(x), 0) if asked is None else kernels.product(centred, rows[asked].T).add_(b_enc[asked])
         ctx.save_for_backward(centred, W_enc, values, indices, asked)
         ctx.mark_non_differentiable(indices)
         return values, indices, answers
@@ -85,7 +82,7 @@ class Encode(torch.autograd.Function):
         products = products_for(W_enc.T, values.shape[1])
         grad = (grad_values * (values != 0)).contiguous()
         grad_rows = products.weighted_rows_t(grad, indices, centred, d_sae)
-        grad_b_enc = scattered_sum(grad, indices, d_sae)
+        grad_b_enc = kernels.scattered_sum(grad, indices, d_sae)
         grad_x = products.weighted_rows(grad, indices, W_enc.T.contiguous()) if ctx.needs_input_grad[0] else None
         if asked is not None:
             grad_answers = grad_answers.contiguous()
@@ -108,13 +105,13 @@ class SquaredError(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         kernels = kernels_for(W_dec)
         residual, dots = products_for(W_dec, values.shape[1]).decode_error(values, indices, W_dec, target - b_dec)
-        error, revival = residual.square().sum(), residual.new_zeros(())
+        error, revival = torch.linalg.vector_norm(residual).square(), residual.new_zeros(())
         kept = rest = None
         if asked is not None:
             kept = answers.clone()
             kernels.keep_largest_(kept, k_aux)
             rest = residual - kernels.product(kept, W_dec[asked])
-            revival = rest.square().sum()
+            revival = torch.linalg.vector_norm(rest).square()
         ctx.save_for_backward(values, indices, W_dec, residual, dots, asked, kept, rest)
         ctx.mark_non_differentiable(residual)
         return error, revival, residual

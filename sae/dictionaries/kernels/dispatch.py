@@ -5,7 +5,7 @@ with using("reference"): ...        the torch kernels, whatever the machine
 
 import importlib.util
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import cache
 from types import ModuleType
@@ -34,6 +34,11 @@ def using(backend: Backend) -> Iterator[None]:
 def kernels_for(x: Tensor) -> ModuleType:
     """The module whose kernels work on tensors like x."""
     return _module(_chosen.get() or _best(x))
+
+
+def gathered(x: Tensor) -> AbstractContextManager[None]:
+    """Inside the `with` block nothing but the kernels uses more than one thread, where they bring threads of their own (numba)."""
+    return getattr(kernels_for(x), "gathered", nullcontext)()
 
 
 def products_for(rows: Tensor, k: int) -> ModuleType:

@@ -373,8 +373,8 @@ def test_the_gradient_of_every_objective_is_its_derivative(case, objective):
     objective, dictionary = OBJECTIVES[objective], copy.deepcopy(case.dictionary).double()
     if (
         not offered(dictionary, objective)
-        or isinstance(dictionary.config, AutoencoderConfig)
-        and isinstance(dictionary.config.activation, JumpReLU)
+        or (isinstance(dictionary.config, AutoencoderConfig)
+        and isinstance(dictionary.config.activation, JumpReLU))
     ):
         return
     x = dictionary.scaled(case.acts.double())
