@@ -79,8 +79,8 @@ def write_page(page: Page, path: Path) -> None:
                 ),
                 (
                     scatter(page.large),
-                    "Dimensionality D of every feature longer than 0.2. On the line at 1/2 all are antipodal pairs. Dense features that matter equally are mixed "
-                    "at will, as in principal components: none has a dimension of its own.",
+                    "Dimensionality D of every feature longer than 0.2. On the line at 1/2 all are antipodal pairs. Dense features that matter equally are "
+                    "mixed at will, as in principal components: none has a dimension of its own.",
                 ),
             ),
             tables["sweep"],
