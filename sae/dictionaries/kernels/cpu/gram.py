@@ -1,6 +1,6 @@
 """Atoms in eight bits, their products with signals and with each other, and how far those can be from the truth.
 
-    R   a fixed random rotation of the inputs, block by block of 64 (a Hadamard matrix with random signs):  (R x) . (R d) = x . d
+    R   a fixed rotation of the inputs drawn at random, block by block of 64:  (R x) . (R d) = x . d
     R d_j = s_j q_j + e_j,    R x = s_x p + f,     q, p integers in -127..127, s the largest entry over 127
     x . d_j  ~  s_x s_j (p . q_j)                                                                      (error  x . e_j + f . d_j)
     d_i . d_j  ~  G_ij = s_i s_j (q_i . q_j), kept as integers in units of 1 / 32000                   (error  d_i . e_j + e_i . d_j)
@@ -20,12 +20,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Int8, Int16, Shaped
-from numba import njit
+from jaxtyping import Float32, Int8, Int16, Shaped
 from torch import Tensor
 
 from sae.dictionaries.kernels.cpu import team
 from sae.dictionaries.kernels.cpu.lanes import LANES, mirror_square
+from sae.dictionaries.kernels.cpu.loops import compiled_finite
 from sae.dictionaries.kernels.cpu.memory import recycled
 
 UNITS = 32_000
@@ -34,8 +34,6 @@ ROTATED = 64
 """Inputs that are rotated together."""
 ROW_TILE, COLUMN_TILE = 256, 1024
 """Shape of one product of the Gram matrix: its result stays in the cache until it is written in place twice, once mirrored."""
-
-FAST = {"reassoc", "contract", "nnan", "nsz", "arcp"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,31 +107,28 @@ def products(a: Shaped[Tensor, "m d"], b: Shaped[Tensor, "w d"]) -> Shaped[Tenso
 
 
 def _rotation() -> Tensor:
-    hadamard = torch.ones(1, 1)
-    while len(hadamard) < ROTATED:
-        hadamard = torch.cat([torch.cat([hadamard, hadamard], 1), torch.cat([hadamard, -hadamard], 1)])
-    signs = torch.randint(0, 2, (ROTATED,), generator=torch.Generator().manual_seed(0)) * 2 - 1
-    return signs[:, None] * hadamard / ROTATED**0.5
+    draw = torch.randn(ROTATED, ROTATED, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return torch.linalg.qr(draw).Q.float()
 
 
 _ROTATION = _rotation()
 
 
-@njit(nogil=True, cache=True, fastmath=FAST)
+@compiled_finite
 def _round_(rows, integers, scales):
     for i in range(rows.shape[0]):
         row = rows[i]
         largest = np.float32(0)
-        for l in range(row.size):
-            largest = max(largest, abs(row[l]))
+        for e in range(row.size):
+            largest = max(largest, abs(row[e]))
         scale = largest / np.float32(127)
         inverse = np.float32(1) / scale if scale > 0 else np.float32(0)
-        for l in range(row.size):
-            integers[i, l] = np.int8(np.int32(np.rint(row[l] * inverse)))
+        for e in range(row.size):
+            integers[i, e] = np.int8(np.int32(np.rint(row[e] * inverse)))
         scales[i] = scale
 
 
-@njit(nogil=True, cache=True, fastmath=FAST)
+@compiled_finite
 def _write_tile_(product, scales, result, top, left):
     """result[top + i, left + j] = result[left + j, top + i] = product[i, j] in units; every 16 rows are turned round while in the cache."""
     m, width = product.shape

@@ -13,12 +13,12 @@ its correlations anew from its residual, in eight bits and, if that does not hel
 import numpy as np
 import torch
 from jaxtyping import Float, Shaped
-from numba import njit
 from torch import Tensor
 
 from sae.dictionaries.kernels.cpu import team
-from sae.dictionaries.kernels.cpu.gram import FAST, UNITS, Quantised, gram_of, multiplies_integers, products, quantise_, quantised
+from sae.dictionaries.kernels.cpu.gram import UNITS, Quantised, gram_of, multiplies_integers, products, quantise_, quantised
 from sae.dictionaries.kernels.cpu.lanes import BLOCK, LANES, lanes_at_least, largest_of_block, lower_block, prefetch, scale_block
+from sae.dictionaries.kernels.cpu.loops import compiled_finite
 from sae.dictionaries.kernels.cpu.memory import recycled
 from sae.dictionaries.kernels.reference import Path
 
@@ -35,6 +35,10 @@ N_SIGMA = 8.0
 SWEEP_BYTES = 1 << 30
 """The reverse sweep's gradient buffers, one per thread, hold at most this much together (at least one is used)."""
 FINISHED, PAUSED, STUCK = 0, 1, 2
+"""A row has taken all its steps; needs new correlations; needs them in float32."""
+EPSILON = float(np.finfo(np.float32).eps)
+LOWEST = np.float32(-3e38)
+"""Below every correlation; finite because the loops are compiled for finite numbers."""
 
 
 def uses_gram(n: int, k: int, d_sae: int) -> bool:
@@ -126,53 +130,52 @@ class _Run:
         """
         with_gram = self.gram.numel() > 0
         unit = 0.0 if self.gram.dtype == torch.float32 else 1.0 / UNITS
+        shared, given = (0.0, 1.0, 1.0), (1.0, 0.0, 0.0)
         if exact:
-            weights = (2.0, 0.0, 1.0) if self.shared else (0.0, 0.0, 0.0)
-        else:
-            weights = (0.0, 1.0, 1.0) if self.shared or not with_gram else (1.0, 0.0, 0.0)
-        return np.array([*weights, unit], np.float32)
+            shared, given = (2.0, 0.0, 1.0), (0.0, 0.0, 0.0)
+        return np.array([*(shared if self.shared or not with_gram else given), unit], np.float32)
 
 
-@njit(nogil=True, cache=True, fastmath=FAST)
+@compiled_finite
 def _dot(x, y):
     total = np.float32(0)
-    for l in range(x.size):
-        total += x[l] * y[l]
+    for i in range(x.size):
+        total += x[i] * y[i]
     return total
 
 
-@njit(nogil=True, cache=True)
+@compiled_finite
 def _score(value, mask):
     return abs(value) if mask > 0 else value
 
 
-@njit(nogil=True, cache=True, fastmath=FAST)
+@compiled_finite
 def _scale_row(c, m, raw, start, factor, scale, mask):
     """c = scale * factor * raw[start : start + n]; m = maxima of the blocks' lanes and, after them, of what is left over."""
     n_blocks = c.size // BLOCK
     for b in range(n_blocks):
         scale_block(c, m, b, raw, start, factor, scale, mask)
-    rest = np.float32(-np.inf)
+    rest = LOWEST
     for j in range(n_blocks * BLOCK, c.size):
         c[j] = np.float32(raw[start + j]) * scale * factor[j]
         rest = max(rest, _score(c[j], mask))
     m[n_blocks * LANES] = rest
 
 
-@njit(nogil=True, cache=True, fastmath=FAST)
+@compiled_finite
 def _lower_row(c, m, gram, start, a, mask):
     """c -= a * gram[start : start + n]; m as in `_scale_row`."""
     n_blocks = c.size // BLOCK
     for b in range(n_blocks):
         lower_block(c, m, b, gram, start, a, mask)
-    rest = np.float32(-np.inf)
+    rest = LOWEST
     for j in range(n_blocks * BLOCK, c.size):
         c[j] -= a * np.float32(gram[start + j])
         rest = max(rest, _score(c[j], mask))
     m[n_blocks * LANES] = rest
 
 
-@njit(nogil=True, cache=True, fastmath=FAST)
+@compiled_finite
 def _candidates(c, m, threshold, mask, found):
     """Atoms whose score is at least the threshold, into `found`: their number, or found.size + 1 if there are more than it holds."""
     n_blocks, n_found = c.size // BLOCK, 0
@@ -199,7 +202,7 @@ def _candidates(c, m, threshold, mask, found):
     return n_found
 
 
-@njit(nogil=True, cache=True, fastmath=FAST)
+@compiled_finite
 def _select(c, m, r, atoms, gram, rounding, spread, noise, floor, certain, fresh, mask, found):
     """(j, d_j . r) of the largest score d . r; j = -1 where c does not tell well enough and must be multiplied out again.
 
@@ -219,8 +222,8 @@ def _select(c, m, r, atoms, gram, rounding, spread, noise, floor, certain, fresh
     for s in range(1, n_found):
         if _score(c[found[s]], mask) > _score(c[first], mask):
             first = found[s]
-    for l in range(0, n if gram.size else 0, 32):
-        prefetch(gram, first * n + l)
+    for i in range(0, n if gram.size else 0, 32):
+        prefetch(gram, first * n + i)
     guess, n_exact = _dot(atoms[first], r), 0
     j, value = first, guess
     for s in range(n_found):
@@ -241,57 +244,49 @@ def _select(c, m, r, atoms, gram, rounding, spread, noise, floor, certain, fresh
     return j, value
 
 
-@njit(nogil=True, cache=True, fastmath=FAST)
+@compiled_finite
 def _subtract(r, d, a):
     """r -= a d; the sum of squares of the result."""
     left = np.float32(0)
-    for l in range(r.size):
-        r[l] -= a * d[l]
-        left += r[l] * r[l]
+    for i in range(r.size):
+        r[i] -= a * d[i]
+        left += r[i] * r[i]
     return left
 
 
-@njit(nogil=True, cache=True, fastmath=FAST)
-def _squares(x):
-    total = 0.0
-    for l in range(x.size):
-        total += np.float64(x[l]) * np.float64(x[l])
-    return total
-
-
-@njit(nogil=True, cache=True, fastmath=FAST)
+@compiled_finite
 def _steps(
     rows, raw, scales, factor, atoms, gram, rounding, bound, exact, tol, mask, values, indices, counts, energies, residual, state
 ):  # fmt: skip
     """Steps of the given rows from the correlations raw * scales * factor with their residuals: to their end with a Gram matrix, one without."""
     n, k = factor.size, values.shape[1]
     c, found = np.empty(n, np.float32), np.empty(MAX_CANDIDATES, np.int64)
-    m = np.full((n // BLOCK * LANES // BLOCK + 1) * BLOCK, -np.inf, np.float32)
+    m = np.full((n // BLOCK * LANES // BLOCK + 1) * BLOCK, LOWEST, np.float32)
     unit = bound[3] if bound[3] > 0 else np.float32(1)
     for position in range(rows.size):
         row = rows[position]
         r, first = residual[row], counts[row]
         if first == 0:
-            energies[row, 0] = _squares(r)
-        start = np.float64(energies[row, 0])
-        floor, enough = np.float32(np.finfo(np.float32).eps * np.sqrt(start)), np.float64(tol) * np.float64(tol) * start
-        spent, left = _squares(values[row, :first]), _dot(r, r)
+            energies[row, 0] = _dot(r, r)
+        left = energies[row, first]
+        floor = np.float32(EPSILON) * np.sqrt(energies[row, 0])
+        enough = max(tol * tol * energies[row, 0], floor * floor)
         before, noise, blur = left, scales[position] * scales[position], np.float32(2.0**-20) * np.sqrt(left)
         _scale_row(c, m, raw, position * n, factor, scales[position] if not exact else np.float32(1), mask)
         t, end = first, FINISHED
-        while t < k and start - spent > enough and left > floor * floor:
-            spread = bound[0] * before + bound[1] * left
-            j, a = _select(c, m, r, atoms, gram, rounding, spread, noise, blur, exact and t == first, t == first, mask, found)
+        while t < k and left > enough:
+            certain = exact and t == first
+            spread = np.float32(0) if certain else bound[0] * before + bound[1] * left
+            j, a = _select(c, m, r, atoms, gram, rounding, spread, noise, blur, certain, t == first, mask, found)
             if j < 0:
                 end = PAUSED if t > first else STUCK
                 break
             if _score(a, mask) <= floor:
                 break
             values[row, t], indices[row, t] = a, j
-            spent += np.float64(a) * np.float64(a)
-            energies[row, t + 1] = max(start - spent, 0.0)
             left = _subtract(r, atoms[j], a)
             t += 1
+            energies[row, t] = left
             if t == k:
                 break
             if gram.size == 0:
@@ -339,7 +334,7 @@ def reverse_sweep(
     return grad_x, parts[0]
 
 
-@njit(nogil=True, cache=True, fastmath=FAST)
+@compiled_finite
 def _sweep(first, last, values, indices, counts, residual, atoms, grad_values, grad_residual, grad_x, grad_atoms):
     """Rows first..last of the reverse sweep: r_{t-1} = r_t + a d, u = h - g . d, dD_j += u r_{t-1} - a g, g += u d."""
     r = np.empty(atoms.shape[1], np.float32)
@@ -351,8 +346,8 @@ def _sweep(first, last, values, indices, counts, residual, atoms, grad_values, g
             a, j = values[row, t], indices[row, t]
             d, sums = atoms[j], grad_atoms[j]
             u = grad_values[row, t] - _dot(g, d)
-            for l in range(r.size):
-                old, slope = r[l] + a * d[l], g[l]
-                r[l] = old
-                sums[l] += u * old - a * slope
-                g[l] = slope + u * d[l]
+            for i in range(r.size):
+                old, slope = r[i] + a * d[i], g[i]
+                r[i] = old
+                sums[i] += u * old - a * slope
+                g[i] = slope + u * d[i]
