@@ -31,9 +31,9 @@ class Worker:
     """A process that runs bodies of tests by name, one JSON line each."""
 
     def __init__(self, folder: Path, *, interpret: bool):
-        environment = {**os.environ, "TRITON_INTERPRET": str(int(interpret)), "TRITON_CACHE_DIR": str(folder)}
+        settings = {"TRITON_INTERPRET": str(int(interpret)), "TRITON_CACHE_DIR": str(folder), "PYTHONPATH": str(ROOT)}
         self.process = subprocess.Popen(
-            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment
+            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT, env={**os.environ, **settings}
         )
 
     def run(self, name: str, arguments: dict) -> None:
@@ -172,11 +172,11 @@ def test_rows_of_slots_with_value_0_are_not_read():
 def test_latents_in_no_slot_get_exactly_0_and_repeated_ones_all_they_are_owed(short):
     cuda, _ = kernels()
     values, y = draws(0, (40, 3), (40, 17))
-    indices = torch.tensor([[4, 2, 4]]).expand(40, 3)
+    indices = torch.tensor([[139, 2, 139]]).expand(40, 3)
     with mock.patch.object(cuda.sparse, "SHORT_KEYS", short):
-        sums = cuda.weighted_rows_t(values, indices, y, 6)
-    assert not sums[[0, 1, 3, 5]].any()
-    agree(sums[4], ((values[:, 0] + values[:, 2])[:, None] * y).double().sum(0))
+        sums = cuda.weighted_rows_t(values, indices, y, 140)
+    assert sorted(sums.any(1).nonzero().view(-1).tolist()) == [2, 139]
+    agree(sums[139], ((values[:, 0] + values[:, 2])[:, None] * y).double().sum(0))
     agree(sums[2], (values[:, 1:2] * y).double().sum(0))
 
 
@@ -224,6 +224,20 @@ def test_hard_cases_of_the_first_look_come_out_exact(case, signed):
     elif case == "switched off" and not signed:
         bias[8:-1] = -torch.inf
     check_top(x, rows, bias, k, signed)
+
+
+@interpreted
+@pytest.mark.parametrize("signed", [False, True])
+def test_candidates_that_are_no_latents_get_the_value_that_is_kept_last(signed):
+    cuda, _ = kernels()
+    x, rows, bias = draws(3, (2, 5), (7, 5), (7,))
+    indices = torch.tensor([[7, 6, 0], [2, 9, 8]])
+    exact = cuda.selection._second_look(x, rows, bias, indices, signed)
+    assert indices.tolist() == [[6, 6, 0], [2, 6, 6]]
+    nothing = 0.0 if signed else -torch.inf
+    assert [exact[0, 0], exact[1, 1], exact[1, 2]] == [nothing] * 3
+    dots = x.double() @ rows.double().T + bias.double()
+    agree(torch.stack([exact[0, 1], exact[0, 2], exact[1, 0]]), torch.stack([dots[0, 6], dots[0, 0], dots[1, 2]]))
 
 
 @interpreted
@@ -279,6 +293,9 @@ def test_of_equal_answers_exactly_enough_are_kept_the_first_ones():
     answers = torch.tensor([[1.0, 2.0, 1.0, -3.0, 1.0, 0.0, 1.0], [-0.0, 0.0, -1.0, 5.0, 5.0, 5.0, 5.0]])
     cuda.keep_largest_(answers, 3)
     assert answers.tolist() == [[1.0, 2.0, 1.0, 0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 5.0, 5.0, 5.0, 0.0]]
+    wide = torch.ones(1, 8200)  # more than one block
+    cuda.keep_largest_(wide, 8195)
+    assert wide.nonzero()[:, 1].tolist() == list(range(8195))
 
 
 @interpreted

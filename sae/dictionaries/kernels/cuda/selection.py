@@ -149,10 +149,7 @@ def _two_looks(x: Tensor, rows: Tensor, bias: Tensor, k: int, signed: bool, roug
     members = (best[:, :, None] * group + torch.arange(group, device=x.device)).flatten(1)
     candidates = scores.gather(1, members).topk(k + N_SPARE)
     indices = members.gather(1, candidates.indices)
-    # Fillers of the last group are candidates only where fewer than k + N_SPARE pre-activations are above -inf.
-    filler = indices >= len(rows)
-    indices.clamp_(max=len(rows) - 1)
-    exact = (row_dots(x, indices, rows) + bias[indices]).masked_fill_(filler, 0.0 if signed else -math.inf)
+    exact = _second_look(x, rows, bias, indices, signed)
     kept = (exact.abs() if signed else exact).topk(k)
     slots.values.copy_(exact.gather(1, kept.indices))
     slots.indices.copy_(indices.gather(1, kept.indices))
@@ -176,6 +173,15 @@ def _first_look(x: Tensor, bias: Tensor, n_candidates: int, signed: bool, rough_
         SIGNED=signed, GROUP=group, TILE_ROWS=TILE_ROWS, TILE_LATENTS=TILE_LATENTS, TILE_WIDTH=TILE_WIDTH,
     )  # fmt: skip
     return scores, maxima, group
+
+
+def _second_look(x: Tensor, rows: Tensor, bias: Tensor, indices: Tensor, signed: bool) -> Tensor:
+    """The exact pre-activations [n, n_candidates] of the candidates. Fillers of the last group, which are candidates only where too few
+    pre-activations are above -inf, become the last latent in `indices`, with a value that is never kept before another.
+    """
+    filler = indices >= len(rows)
+    indices.clamp_(max=len(rows) - 1)
+    return (row_dots(x, indices, rows) + bias[indices]).masked_fill_(filler, 0.0 if signed else -math.inf)
 
 
 def _bfloat16(rows: Tensor) -> Tensor:
