@@ -27,17 +27,29 @@ def compiled_finite(function: Any) -> Any:
     return numba.njit(inspect.unwrap(function), **_OPTIONS, fastmath=True)
 
 
+LOWEST_KEY = np.int32(-(2**31))
+"""Not above any key."""
+
+
 def arrays(*tensors: Tensor) -> list[Any]:
     """The tensors' memory as numpy arrays, copied only where it is not contiguous."""
     return [tensor.detach().contiguous().numpy() for tensor in tensors]
 
 
 @compiled
-def order_keys(values: np.ndarray, n: int, keys: np.ndarray) -> None:
-    """keys[i] orders like values[i], for the first n entries; `values` is float32 seen as int32."""
+def order_keys(values: np.ndarray, n: int, keys: np.ndarray) -> int:
+    """keys[i] orders like values[i], for the first n entries; `values` is float32 seen as int32.
+
+    Further keys are set to the lowest there is, up to a multiple of 64, which is returned: loops over that many have no remainder to do
+    one by one. `keys` must have room for them.
+    """
     for i in range(n):
         bits = values[i]
         keys[i] = bits ^ ((bits >> np.int32(31)) & np.int32(0x7FFFFFFF))
+    padded = (n + 63) & ~63
+    for i in range(n, padded):
+        keys[i] = LOWEST_KEY
+    return padded
 
 
 @compiled

@@ -7,7 +7,7 @@ the k largest.
 
 import numpy as np
 
-from sae.dictionaries.kernels.cpu.loops import compiled, compiled_finite, kth_key, order_keys
+from sae.dictionaries.kernels.cpu.loops import LOWEST_KEY, compiled, compiled_finite, kth_key, order_keys
 from sae.dictionaries.kernels.cpu.vectors import GROUP, bits_above, lowest_bit
 
 OVERFLOW = -1
@@ -29,7 +29,7 @@ def scan(
     capacity = upper.shape[1]
     mask = np.int32(0x7FFFFFFF) if signed else np.int32(-1)
     w_scale, w_spread, w_bias = w_scale[first : first + width], spread[first : first + width], bias[first : first + width]
-    keys = np.empty(capacity, np.int32)
+    keys = np.empty(capacity + 64, np.int32)
     for r in range(n):
         if counts[r] == OVERFLOW:
             continue
@@ -71,15 +71,14 @@ def first_floor(
     size = len(tile) // n_groups
     if size < 2:
         return np.float32(-np.inf)
-    maxima, keys = np.full(n_groups, -np.inf, np.float32), np.empty(n_groups, np.int32)
+    maxima, keys = np.full(n_groups, -np.inf, np.float32), np.empty(n_groups + 64, np.int32)
     for u in range(size):
         start = u * n_groups
         for g in range(n_groups):
             p = s * w_scale[start + g] * np.float32(tile[start + g]) + w_bias[start + g]
             p = (abs(p) if signed else p) - t * w_spread[start + g]
             maxima[g] = max(maxima[g], p)
-    order_keys(maxima.view(np.int32), n_groups, keys)
-    threshold = kth_key(keys, n_groups, k)
+    threshold = kth_key(keys, order_keys(maxima.view(np.int32), n_groups, keys), k)
     floor = np.float32(np.inf)
     for g in range(n_groups):
         if keys[g] >= threshold:
@@ -97,8 +96,7 @@ def shrink(
     """
     if count <= k:
         return count, floor
-    order_keys(low.view(np.int32), count, keys)
-    floor_key = kth_key(keys, count, k)
+    floor_key = kth_key(keys, order_keys(low.view(np.int32), count, keys), k)
     raised = np.float32(np.inf)
     n_above = 0
     for i in range(count):
@@ -127,84 +125,98 @@ def dot(a: np.ndarray, b: np.ndarray) -> np.float32:
 
 @compiled
 def settle(
-    x: np.ndarray, rows: np.ndarray, bias: np.ndarray, signed: bool, k: int, exact: bool, floors: np.ndarray, counts: np.ndarray,
-    upper: np.ndarray, lower: np.ndarray, latents: np.ndarray, values: np.ndarray, indices: np.ndarray,
+    x: np.ndarray, rows: np.ndarray, bias: np.ndarray, signed: bool, k: int, counts: np.ndarray, upper: np.ndarray, lower: np.ndarray,
+    latents: np.ndarray, values: np.ndarray, indices: np.ndarray,
 ) -> None:  # fmt: skip
     """Exact values of the candidates, and the k largest of them by falling value, for every row that has not overflowed.
 
     The k candidates with the highest upper bounds come first; any other is computed only if its bound exceeds the least of their values.
+    A candidate whose value is known has upper bound -inf, and the value in `lower`.
     """
-    capacity = upper.shape[1]
-    keys, scores = np.empty(capacity, np.int32), np.empty(capacity, np.float32)
-    for r in range(len(x)):
-        if counts[r] == OVERFLOW:
-            continue
-        high, numbers = upper[r], latents[r]
-        count, _ = shrink(counts[r], floors[r], k, exact, high, lower[r], numbers, keys)
-        highest_first(high, numbers, count, k, keys)
-        n_first = min(k, count)
-        score_all(x[r], rows, bias, signed, numbers, 0, n_first, high, scores)
-        n_scored = n_first
-        if count > n_first:
-            least = scores[:n_first].min()
-            for i in range(n_first, count):
-                high[n_scored], numbers[n_scored] = high[i], numbers[i]
-                n_scored += high[i] > least
-            score_all(x[r], rows, bias, signed, numbers, n_first, n_scored, high, scores)
-        put_in_order(scores, n_scored, high, numbers, keys, signed, values[r], indices[r])
-        fill(values[r], indices[r], min(n_scored, k))
+    n, capacity = upper.shape
+    keys, codes = np.empty(capacity + 64, np.int32), np.empty(n * capacity, np.int32)
+    n_codes = 0
+    for r in range(n):
+        count, high = counts[r], upper[r]
+        padded = order_keys(high.view(np.int32), count, keys)
+        threshold = kth_key(keys, padded, k) if count > k else LOWEST_KEY
+        for i in range(count):
+            codes[n_codes] = r * capacity + i
+            n_codes += keys[i] >= threshold
+            high[i] = np.float32(-np.inf) if keys[i] >= threshold else high[i]
+    evaluate(x, rows, bias, codes[:n_codes], latents, lower)
+    n_codes = 0
+    for r in range(n):
+        if counts[r] > k:
+            high, low = upper[r], lower[r]
+            least = np.float32(np.inf)
+            for i in range(counts[r]):
+                score = abs(low[i]) if signed else low[i]
+                least = min(least, score if high[i] == -np.inf else np.float32(np.inf))
+            for i in range(counts[r]):
+                codes[n_codes] = r * capacity + i
+                n_codes += high[i] > least
+                high[i] = np.float32(-np.inf) if high[i] > least else high[i]
+    evaluate(x, rows, bias, codes[:n_codes], latents, lower)
+    for r in range(n):
+        if counts[r] != OVERFLOW:
+            kept = put_in_order(counts[r], upper[r], lower[r], latents[r], keys, signed, values[r], indices[r])
+            fill(values[r], indices[r], kept)
 
 
 @compiled
-def highest_first(high: np.ndarray, numbers: np.ndarray, count: int, k: int, keys: np.ndarray) -> None:
-    """Move the k candidates with the highest upper bounds to the front."""
-    if count <= k:
-        return
-    order_keys(high.view(np.int32), count, keys)
-    threshold = kth_key(keys, count, k)
-    front = 0
-    for i in range(count):
-        if keys[i] >= threshold and front < k:
-            high[front], high[i] = high[i], high[front]
-            numbers[front], numbers[i] = numbers[i], numbers[front]
-            front += 1
+def evaluate(x: np.ndarray, rows: np.ndarray, bias: np.ndarray, codes: np.ndarray, latents: np.ndarray, exact: np.ndarray) -> None:
+    """exact[r,i] = x[r] . rows[j] + bias[j] with j = latents[r,i], for every code r capacity + i.
 
-
-@compiled
-def score_all(
-    x: np.ndarray, rows: np.ndarray, bias: np.ndarray, signed: bool, numbers: np.ndarray, start: int, stop: int, exact: np.ndarray,
-    scores: np.ndarray,
-) -> None:  # fmt: skip
-    """exact[i] = x . rows[numbers[i]] + bias[numbers[i]] and what it is ranked by. Free of branches, so that the dots overlap."""
-    for i in range(start, stop):
-        j = numbers[i]
-        exact[i] = dot(x, rows[j]) + bias[j]
-    for i in range(start, stop):
-        scores[i] = abs(exact[i]) if signed else exact[i]
+    They are taken by rising j (a counting sort), so that the rows are read once each and in order; those of x stay in the cache.
+    """
+    starts = np.zeros(len(rows) + 1, np.int32)
+    latent, value = latents.ravel(), exact.ravel()
+    for code in codes:
+        starts[latent[code] + 1] += 1
+    for j in range(len(rows)):
+        starts[j + 1] += starts[j]
+    order = np.empty(len(codes), np.int32)
+    for code in codes:
+        j = latent[code]
+        order[starts[j]] = code
+        starts[j] += 1
+    capacity = latents.shape[1]
+    for place in range(len(order)):
+        code = order[place]
+        j = latent[code]
+        value[code] = dot(x[code // capacity], rows[j]) + bias[j]
 
 
 @compiled
 def put_in_order(
-    scores: np.ndarray, n: int, exact: np.ndarray, numbers: np.ndarray, keys: np.ndarray, signed: bool, values: np.ndarray,
+    count: int, high: np.ndarray, low: np.ndarray, numbers: np.ndarray, keys: np.ndarray, signed: bool, values: np.ndarray,
     indices: np.ndarray,
-) -> None:  # fmt: skip
-    """The first len(values) of the n candidates by falling score; negative values become 0 unless signed."""
-    k = len(values)
-    order_keys(scores.view(np.int32), n, keys)
+) -> int:  # fmt: skip
+    """The largest len(values) of the known values by falling score; negative ones become 0 unless signed. How many there are."""
+    k, n = len(values), 0
+    for i in range(count):
+        known = high[i] == -np.inf
+        low[n], numbers[n] = low[i], numbers[i]
+        high[n] = abs(low[i]) if signed else low[i]
+        n += known
+    padded = order_keys(high.view(np.int32), n, keys)
     if n > RANKED_BY_COUNTING:
         order = np.argsort(keys[:n], kind="mergesort")[::-1]
         for place in range(min(n, k)):
             i = order[place]
-            values[place], indices[place] = exact[i] if signed or exact[i] > 0 else np.float32(0), numbers[i]
-        return
+            values[place], indices[place] = low[i] if signed or low[i] > 0 else np.float32(0), numbers[i]
+        return min(n, k)
+    indices[:] = -1
     for i in range(n):
         key, place = keys[i], np.int32(0)
-        for j in range(i):
-            place = np.int32(place + np.int32(keys[j] >= key))
-        for j in range(i + 1, n):
+        for j in range(padded):
             place = np.int32(place + np.int32(keys[j] > key))
+        while place < k and indices[place] >= 0:  # of equal ones
+            place += 1
         if place < k:
-            values[place], indices[place] = exact[i] if signed or exact[i] > 0 else np.float32(0), numbers[i]
+            values[place], indices[place] = low[i] if signed or low[i] > 0 else np.float32(0), numbers[i]
+    return min(n, k)
 
 
 @compiled
