@@ -293,6 +293,9 @@ def test_of_equal_answers_exactly_enough_are_kept_the_first_ones():
     answers = torch.tensor([[1.0, 2.0, 1.0, -3.0, 1.0, 0.0, 1.0], [-0.0, 0.0, -1.0, 5.0, 5.0, 5.0, 5.0]])
     cuda.keep_largest_(answers, 3)
     assert answers.tolist() == [[1.0, 2.0, 1.0, 0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 5.0, 5.0, 5.0, 0.0]]
+    close = 1 + torch.arange(20.0)[None] * torch.finfo(torch.float32).eps  # a bit apart
+    cuda.keep_largest_(close, 5)
+    assert close.nonzero()[:, 1].tolist() == list(range(15, 20))
     wide = torch.ones(1, 8200)  # more than one block
     cuda.keep_largest_(wide, 8195)
     assert wide.nonzero()[:, 1].tolist() == list(range(8195))

@@ -98,7 +98,7 @@ def _keep_largest(answers, k, m, BLOCK: tl.constexpr):
         bits = entries.to(tl.int32, bitcast=True)
         equal = (bits == kth).to(tl.int32)
         kept = (bits > kth) | ((equal > 0) & (tl.cumsum(equal, 0) <= n_equal))
-        tl.store(row + columns, tl.where(kept & (bits > 0), entries, 0.0), mask=columns < m)
+        tl.store(row + columns, tl.where(kept, entries, 0.0), mask=columns < m)
         n_equal -= tl.sum(equal, 0)
 
 
