@@ -23,6 +23,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sae.dictionaries.activations import AbsTopK, Activation, Gated, TopK
 from sae.dictionaries.autoencoder import Autoencoder
 from sae.dictionaries.base import Dictionary
 from sae.dictionaries.codes import SparseCodes
@@ -134,8 +135,9 @@ class ErrorCurve(NamedTuple):
 def error_versus_k(dictionary: Autoencoder | MatchingPursuit, batches: Iterable[Float[Tensor, "_ d_in"]], ks: Sequence[int]) -> ErrorCurve:
     """FVU when each token may use k selections, for every k in `ks`, from one encode at max(ks).
 
-    A TopK autoencoder is cut after its k largest latents, a pursuit after k steps: the same as encoding anew with each k. Training used one k
-    (the configuration's), so the curve also says how the dictionary copes with another. Raises ConfigError for a k below 1 or above d_sae.
+    An autoencoder is cut after its k largest latents (whatever threshold it was trained with), a pursuit after k steps: the same as encoding
+    anew with each k. Training used one k or threshold, so the curve also says how the dictionary copes with another. Raises ConfigError for a
+    k below 1 or above d_sae, and for a Gated autoencoder.
     """
     if not ks or min(ks) < 1:
         raise ConfigError(f"ks must hold positive integers, got {list(ks)} (error_versus_k)")
@@ -153,9 +155,17 @@ def _squared_errors(dictionary: Autoencoder | MatchingPursuit, acts: Float[Tenso
     """|acts - acts_hat|^2 of every row after each k selections."""
     if isinstance(dictionary, MatchingPursuit):
         return dictionary.pursue(acts, max(ks)).energies[:, ks] / dictionary.scaling.scale**2
-    codes = dictionary.with_activation(dataclasses.replace(dictionary.config.activation, k=max(ks))).encode(acts)
+    codes = dictionary.with_activation(_ranked(dictionary, max(ks))).encode(acts)
     cut = (SparseCodes(codes.indices[:, :k], codes.values[:, :k], codes.counts.clamp(max=k), codes.d_sae) for k in ks)
     return torch.stack([(acts - dictionary.decode(part)).square().sum(1) for part in cut], dim=1)
+
+
+def _ranked(dictionary: Autoencoder, k: int) -> Activation:
+    """The activation that keeps the k strongest latents of a row under the dictionary's own weights."""
+    activation = dictionary.config.activation
+    if isinstance(activation, Gated):
+        raise ConfigError("dictionary must rank its latents by their pre-activations, which Gated does not (error_versus_k)")
+    return AbsTopK(k) if isinstance(activation, AbsTopK) else TopK(k)
 
 
 def pca_fvu(fit: Iterable[Float[Tensor, "_ d_in"]], batches: Iterable[Float[Tensor, "_ d_in"]], ks: Sequence[int]) -> ErrorCurve:
