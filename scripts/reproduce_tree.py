@@ -11,23 +11,29 @@ several cosines within the levels, and prints medians with the smallest and larg
     found      of the 9 children, those whose latent fires on them
     L0, FVU    active latents per sample and unexplained variance at inference
 
-beside the truth's own values and those of random atoms under the same pursuit. `--quick` is a short version, `--json FILE` writes every run,
-`--html FILE` draws the learned matrices next to the true ones.
+beside the truth's own values and those of random atoms, both under pursuit. What is to be seen: shallow autoencoders reach a small error with
+atoms that are child plus parent, and fire the parent's own latent only without its children; pursuit explains the parent first and its child
+from what is left, and needs neither. `--experiment amplitudes` is the paper's table 1, `--experiment constant` takes the variance of the
+amplitudes away, so that a sum of parent and child is one concept as good as any and every method learns some. `--quick` is a short version,
+`--json FILE` writes every run, `--html FILE` draws the learned matrices next to the true ones.
 """
 
 import argparse
 import json
 import os
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # matrices of 200 x 20: a second thread only costs; runs are spread over processes instead
 
 import torch
+from reproduce_tree_page import Panel, page
 from torch import Tensor
 
 from sae.dictionaries.activations import Activation, BatchTopK, ReLU, TopK
@@ -39,11 +45,13 @@ from sae.evaluation.absorption import tree_absorption
 from sae.evaluation.recovery import best_cosines, gram_error, recovery
 from sae.synthetic.hierarchy import (
     CHILDREN,
+    CONSTANT,
     COSINES,
     LEVELS,
     MEAN_L0,
     N_FEATURES,
     STANDARD,
+    UNIT_PARENT,
     Amplitude,
     tree_batches,
     tree_codes,
@@ -58,6 +66,10 @@ TOLERANCE = 1 / 30
 """Relative residual at which a pursuit stops at inference: 0.05 in the paper's absolute terms, for samples of norm 1.5."""
 PURSUIT_STEPS = 3
 """Selections per sample in training: one more than the truth ever has."""
+TABLE_1 = {0.1: (1 / 400, 1 / 40), 0.5: (1 / 400, 1 / 40, 1 / 8), 1.0: (1 / 400, 1 / 40, 1 / 8, 1 / 4)}
+"""Deviations of the children's amplitudes for each mean, in the paper's table 1."""
+PUBLISHED = "vanilla 0.45-0.47, BatchTopK 0.42-0.48, Matryoshka 0.15-0.22, MP 0.001"
+"""Absorption scores in the paper's table 1, column 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +88,14 @@ class Run:
     """Amplitude of active parents."""
     child: Amplitude = STANDARD
     """Amplitude of active children."""
+
+    @property
+    def label(self) -> str:
+        """The data it is trained on, in words."""
+        if (self.parent, self.child) == (STANDARD, STANDARD):
+            return f"cosine {self.cosine:g} within levels"
+        (mean, deviation), (child_mean, child_deviation) = self.parent, self.child
+        return f"cosine {self.cosine:g}, parents N({mean:g}, {deviation:g}²), children N({child_mean:g}, {child_deviation:g}²)"
 
     def features(self) -> Tensor:
         """The true features."""
@@ -133,11 +153,16 @@ def autoencoder(activation: Activation, run: Run, objective: Objective, annealin
     return fit(Autoencoder(config, seed=run.seed), run, objective, annealing)
 
 
-def pursuit(run: Run) -> Dictionary:
+def pursuit(run: Run, k: int = PURSUIT_STEPS, annealing: KAnnealing | None = None) -> Dictionary:
     """Matching pursuit with a fixed number of selections in training and, as in the paper's experiment, no decoder bias."""
-    made = MatchingPursuit(PursuitConfig(d_in=N_FEATURES, d_sae=N_FEATURES, k=PURSUIT_STEPS), seed=run.seed)
+    made = MatchingPursuit(PursuitConfig(d_in=N_FEATURES, d_sae=N_FEATURES, k=k), seed=run.seed)
     made.b_dec.requires_grad_(False)
-    return fit(made, run, ReconstructionObjective())
+    return fit(made, run, ReconstructionObjective(), annealing)
+
+
+def annealed_pursuit(run: Run) -> Dictionary:
+    """Matching pursuit from 4 selections down to the 2 that the truth needs, over the first 60% of the run."""
+    return pursuit(run, 2, KAnnealing(start=4.0, share=0.6))
 
 
 def top_k(run: Run) -> Dictionary:
@@ -190,6 +215,7 @@ ARCHITECTURES: dict[str, Callable[[Run], Dictionary]] = {
     "Matryoshka": matryoshka,
     "Matryoshka L1": matryoshka_l1,
     "MP": pursuit,
+    "MP annealed": annealed_pursuit,
 }
 """Everything that is compared: a name, and how a run makes the dictionary."""
 
@@ -242,33 +268,44 @@ COLUMNS = {
 }  # fmt: skip
 
 
+def shown(value: float, form: str) -> str:
+    """The value as text, a rounded -0 without its sign."""
+    text = form.format(value)
+    return text.removeprefix("-") if float(text) == 0 else text
+
+
 def summary(results: list[Result], column: str) -> str:
-    """median [smallest, largest] over seeds."""
+    """median [smallest, largest] over seeds; nan where no child was found."""
     _, form = COLUMNS[column]
     values = sorted(v for r in results if (v := getattr(r, column)) == v)
     if not values:
         return "nan"
-    if column in ("seconds", "l0", "n_found") or len(values) == 1:
-        return form.format(statistics.median(values))
-    return f"{form.format(statistics.median(values))} [{form.format(values[0])}, {form.format(values[-1])}]"
+    median = shown(statistics.median(values), form)
+    alone = column in ("seconds", "l0", "n_found") or len(values) == 1
+    return median if alone else f"{median} [{shown(values[0], form)}, {shown(values[-1], form)}]"
 
 
-def print_table(results: list[Result], cosine: float) -> None:
+def by_architecture(results: list[Result], label: str) -> dict[str, list[Result]]:
+    """The results on one kind of data, in the order of `ARCHITECTURES`."""
+    chosen = {name: [r for r in results if r.run.label == label and r.run.architecture == name] for name in ARCHITECTURES}
+    return {name: own for name, own in chosen.items() if own}
+
+
+def print_table(results: list[Result], label: str) -> None:
     """One row for every architecture."""
-    chosen = [r for r in results if r.run.cosine == cosine]
-    names = list(dict.fromkeys(r.run.architecture for r in chosen))
-    names = [name for name in ARCHITECTURES if name in names]
+    groups = by_architecture(results, label)
     cells = [["", *(title for title, _ in COLUMNS.values())]]
-    for name in names:
-        own = [r for r in chosen if r.run.architecture == name]
-        cells.append([name, *(summary(own, column) for column in COLUMNS)])
+    cells += [[name, *(summary(own, column) for column in COLUMNS)] for name, own in groups.items()]
     widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
-    print(f"\ncosine {cosine:g} within levels")
+    print(f"\n{label}: median [smallest, largest] of {max(map(len, groups.values()))} seeds")
     for row in cells:
         print("  ".join(cell.rjust(width) if i else cell.ljust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True))))
-    chance = {key: statistics.mean(r.chance[key] for r in chosen) for key in ("best_cosine", "mcc", "firing_f1")}
-    start = statistics.mean(r.start_cosine for r in chosen)
-    print(f"chance: best cos {chance['best_cosine']:.3f} (untrained {start:.3f}), MCC {chance['mcc']:.3f}, F1 {chance['firing_f1']:.3f}")
+    every = [r for own in groups.values() for r in own]
+    chance = {key: statistics.mean(r.chance[key] for r in every) for key in every[0].chance}
+    start = statistics.mean(r.start_cosine for r in every)
+    print(
+        f"chance: best cos {chance['best_cosine']:.3f} (before training {start:.3f}), MCC {chance['mcc']:.3f}, F1 {chance['firing_f1']:.3f}"
+    )
 
 
 def measure_all(runs: list[Run], jobs: int) -> Iterator[Result]:
@@ -280,8 +317,33 @@ def measure_all(runs: list[Run], jobs: int) -> Iterator[Result]:
         yield from (future.result() for future in as_completed([pool.submit(measure, run) for run in runs]))
 
 
+def panels(results: list[Result], label: str) -> list[Panel]:
+    """For every architecture the seed with the median error across levels."""
+    median = (sorted(own, key=lambda r: r.tree_error)[len(own) // 2] for own in by_architecture(results, label).values())
+    return [
+        Panel(r.run.architecture, shown(r.tree_error, "{:.1e}"), shown(r.absorption, "{:.3f}"), r.gram, r.against_truth) for r in median
+    ]
+
+
+def grid(options: argparse.Namespace) -> list[Run]:
+    """Every run of the experiment that was asked for."""
+    data: list[dict[str, Any]] = [{"cosine": cosine} for cosine in options.correlations]
+    if options.experiment == "amplitudes":
+        # Means whose deviation would often make a child's value negative are left out, as in the paper.
+        data = [{"cosine": 0.0, "parent": UNIT_PARENT, "child": Amplitude(mean, d)} for mean, ds in TABLE_1.items() for d in ds]
+    elif options.experiment == "constant":
+        data = [{"cosine": 0.0, "parent": CONSTANT, "child": CONSTANT}]
+    return [
+        Run(architecture=name, seed=seed, n_steps=options.steps, **each)
+        for each in data
+        for seed in range(options.seeds)
+        for name in options.architectures
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--experiment", choices=("cosines", "amplitudes", "constant"), default="cosines")
     parser.add_argument("--architectures", nargs="+", choices=ARCHITECTURES, default=list(ARCHITECTURES))
     parser.add_argument("--correlations", nargs="+", type=float, default=[0.0, 0.3, 0.6], metavar="COSINE", help=f"the paper's: {COSINES}")
     parser.add_argument("--seeds", type=int, default=5)
@@ -289,23 +351,23 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes")
     parser.add_argument("--quick", action="store_true", help="3 seeds, cosine 0, 2,500 steps")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--html", type=Path)
     options = parser.parse_args()
     if options.quick:
         options.seeds, options.steps, options.correlations = 3, 2500, [0.0]
-    runs = [
-        Run(architecture=name, cosine=cosine, seed=seed, n_steps=options.steps)
-        for cosine in options.correlations
-        for seed in range(options.seeds)
-        for name in options.architectures
-    ]
-    results: list[Result] = []
+    runs, results = grid(options), []
     for result in measure_all(runs, options.jobs):
         results.append(result)
-        print(f"\r{len(results)} of {len(runs)} runs", end="", flush=True)
-    for cosine in options.correlations:
-        print_table(results, cosine)
+        print(f"\r{len(results)} of {len(runs)} runs", end="", file=sys.stderr, flush=True)
+    results.sort(key=lambda result: runs.index(result.run))
+    for label in dict.fromkeys(run.label for run in runs):
+        print_table(results, label)
+    if options.experiment != "constant":
+        print(f"\nPublished absorption (table 1, children N(1, 0.0025²) to N(1, 0.25²), 15,000 steps): {PUBLISHED}")
     if options.json:
         options.json.write_text(json.dumps([asdict(result) for result in results]) + "\n")
+    if options.html:
+        options.html.write_text(page({label: panels(results, label) for label in dict.fromkeys(run.label for run in runs)}))
 
 
 if __name__ == "__main__":
