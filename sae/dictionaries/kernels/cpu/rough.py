@@ -15,6 +15,7 @@ float32    t = 0: what is computed is taken, as in any float32 product.
 
 import math
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import numpy as np
@@ -77,12 +78,13 @@ class RoughInput:
     """Of the module's text [m]."""
 
 
+@cache
 def available() -> tuple[Precision, ...]:
     """The precisions this CPU multiplies fast, cheapest first; float32 always."""
     found: list[Precision] = ["float32"]
     if _supports("_is_avx512_bf16_supported"):
         found.insert(0, "bfloat16")
-    if _supports("_is_vnni_supported") and hasattr(torch, "_int_mm"):
+    if _supports("_is_vnni_supported") and _multiplies_int8():
         found.insert(0, "int8")
     return tuple(found)
 
@@ -90,6 +92,14 @@ def available() -> tuple[Precision, ...]:
 def _supports(name: str) -> bool:
     # Private names of torch: a version without them has no fast path here.
     return bool(getattr(torch.cpu, name, lambda: False)())
+
+
+def _multiplies_int8() -> bool:
+    """Whether torch._int_mm, a private function, is there and right."""
+    if not hasattr(torch, "_int_mm"):
+        return False
+    a, b = (torch.arange(m * 65).mul(37).remainder(255).sub(127).to(torch.int8).view(m, 65) for m in (33, 50))
+    return torch.equal(torch._int_mm(a, b.T), (a.int() @ b.int().T))
 
 
 def rough_rows(rows: Float[Tensor, "d_sae d_in"], x: Float[Tensor, "n d_in"], precision: Precision) -> Rough:
@@ -130,7 +140,8 @@ def rough_input(x: Float[Tensor, "m d_in"], rough: Rough) -> RoughInput:
         return RoughInput(x.bfloat16(), scale, norm * np.float32(3 * u + 4 * u * u + d_in * 2.0**-23))
     low = torch.empty(m, d_in, dtype=torch.int8)
     round_rows(x.numpy(), rough.balance.reciprocal().numpy(), low.numpy(), scale, norm)
-    slack = math.sqrt(math.log(2 / FAILURE) / 2) * np.sqrt(scale**2 + (rough.rho * norm) ** 2) + 2.0**-20 * norm
+    with np.errstate(over="ignore", invalid="ignore"):  # an infinite bound sends the row to float32
+        slack = math.sqrt(math.log(2 / FAILURE) / 2) * np.hypot(scale, rough.rho * norm) + 2.0**-20 * norm
     return RoughInput(low, scale, slack.astype(np.float32))
 
 

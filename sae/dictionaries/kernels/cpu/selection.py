@@ -19,8 +19,8 @@ from sae.dictionaries.kernels.reference import Slots
 
 BLOCK_ROWS, TILE_LATENTS = 256, 1024
 """Inputs and latents of one tile."""
-MIN_ROWS = 64
-"""Fewer inputs do not repay rounding the weights."""
+MIN_ROWS, MIN_WIDTH = 64, 16
+"""Fewer inputs do not repay rounding the weights, narrower ones leave nothing to save; torch._int_mm is wrong for width 1."""
 
 
 def top(x: Float[Tensor, "n d_in"], rows: Float[Tensor, "d_sae d_in"], bias: Float[Tensor, "d_sae"], k: int, signed: bool) -> Slots:
@@ -28,7 +28,7 @@ def top(x: Float[Tensor, "n d_in"], rows: Float[Tensor, "d_sae d_in"], bias: Flo
 
     Slots of value 0 hold latents that are distinct within the row, but otherwise arbitrary.
     """
-    rough_pays = len(x) >= MIN_ROWS and 16 * k <= len(rows)
+    rough_pays = len(x) >= MIN_ROWS and x.shape[1] >= MIN_WIDTH and 16 * k <= len(rows)
     return top_in(available() if rough_pays else ("float32",), x, rows, bias, k, signed)
 
 

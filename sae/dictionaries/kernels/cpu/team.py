@@ -58,7 +58,7 @@ def each(function: Callable[[int], None], n_blocks: int) -> None:
     blocks = itertools.count()
 
     def work() -> None:
-        with torch.no_grad(), _on_own_core(n_members):
+        with torch.no_grad(), _on_own_core():
             while (block := next(blocks)) < n_blocks:
                 function(block)
 
@@ -74,7 +74,7 @@ def _team(n_members: int) -> ThreadPoolExecutor:
         def enter() -> None:
             torch.get_num_threads()  # makes torch take this thread's number from the default; later it stays what we set
             torch.set_num_threads(1)
-            _own.place = all_here.wait()
+            _own.place, _own.of = all_here.wait(), n_members
 
         for member in [team.submit(enter) for _ in range(n_members)]:
             member.result()
@@ -85,10 +85,10 @@ def _team(n_members: int) -> ThreadPoolExecutor:
 
 
 @contextmanager
-def _on_own_core(n_members: int) -> Iterator[None]:
-    """Hold the calling member on its own core, if there is exactly one for each."""
+def _on_own_core() -> Iterator[None]:
+    """Hold the calling member on its own core, if there is exactly one for each of its team."""
     cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
-    if len(cores) != n_members:
+    if len(cores) != _own.of:
         yield
         return
     os.sched_setaffinity(0, {sorted(cores)[_own.place]})
