@@ -113,26 +113,27 @@ def scatter(models: ToyModels) -> Markup:
 
 def phase_diagram(densities: list[float], importances: list[float], W: Tensor) -> Markup:
     """Tiles by how equally the two features share the dimension, with the boundary of the closed forms."""
-    x, width = Scale(0, 1, LEFT + 6, RIGHT - 16), densities[1] - densities[0]
+    width = densities[1] - densities[0]
+    x = Scale(width / 2, 1 + width / 2, LEFT + 6, RIGHT - 16)  # a tile is centred on its density
     ratio = (importances[1] / importances[0]) ** 0.5
     y = Scale(importances[0] / ratio, importances[-1] * ratio, BOTTOM, TOP + 22, log=True)
     shares = (W.abs().amin(-1) / W.abs().amax(-1).clamp_min(1e-12)).tolist()
     parts = []
     for p, row in zip(densities, shares, strict=True):
         for r, share in zip(importances, row, strict=True):
-            box = {"x": x(p - width), "y": y(r * ratio), "width": x(width) - x(0) + 0.3, "height": y(r / ratio) - y(r * ratio) + 0.3}
+            box = {"x": x(p - width / 2), "y": y(r * ratio), "width": x(width) - x(0) + 0.3, "height": y(r / ratio) - y(r * ratio) + 0.3}
             title = element("title", f"p = {p:.2f}, r = {r:.3g}: shorter over longer {share:.2f}")
             parts.append(element("rect", title, class_="f0", fill_opacity=f"{share:.2f}", **box))
     frame = {"x": x.first, "y": y.last, "width": x.last - x.first, "height": y.first - y.last}
     parts.append(element("rect", fill="none", stroke="currentColor", stroke_opacity=0.3, **frame))
-    for tick in (0, 0.2, 0.4, 0.6, 0.8, 1.0):
+    for tick in (0.2, 0.4, 0.6, 0.8, 1.0):
         parts.append(text(x(tick), y.first + 18, f"{tick:g}", anchor="middle", opacity=0.75))
     for tick in (0.1, 0.3, 1, 3, 10):
         parts.append(text(x.first - 7, y(tick) + 4, f"{tick:g}", anchor="end", opacity=0.75))
     ratios = [importances[0] * (importances[-1] / importances[0]) ** (i / 200) for i in range(201)]
     parts.append(_curve([(x(antipodal_boundary(r)), y(r)) for r in ratios], "kn", dash="6 4"))
     corners = ((0.7, importances[-1] / 1.4, "feature 2 alone"), (0.7, importances[0] * 1.2, "feature 1 alone"))
-    for place, r, words in ((0.14, 1.0, "equal antipodal pair"), *corners):
+    for place, r, words in ((0.16, 1.0, "equal antipodal pair"), *corners):
         parts.append(text(x(place), y(r) + 4, words, class_="label halo", font_weight=620))
     parts += [text((x.first + x.last) / 2, y.first + 40, "density p = 1 − S of both features", anchor="middle")]
     parts += [text(4, 14, "importance r of feature 2 (feature 1: 1)"), *_ramp(x.last - 190, 22)]

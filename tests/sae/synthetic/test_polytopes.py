@@ -119,6 +119,8 @@ def test_features_that_lie_nowhere_special_are_called_irregular():
     bent = torch.tensor([[1.0, 0.0], [0.6, 0.8], [-1.0, 0.2]]).double()  # three in the plane, no triangle
     (piece,) = arrangement(bent.T)
     assert piece.name == "irregular" and piece.deviation > 0.15
+    lifted = torch.cat([polygon(5), torch.full((5, 1), 0.25, dtype=torch.float64)], dim=1)  # cosines near a pentagon's, but not in a plane
+    assert describe(arrangement(lifted.T)) == "irregular (5 in 3)"
     same = torch.tensor([[1.0], [0.9]]).double()  # two features in one direction are no digon
     assert describe(arrangement(same.T)) == "irregular (2 in 1)"
 
