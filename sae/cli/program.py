@@ -4,16 +4,17 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
+from sae.cli.screen import console
+from sae.cli.train import train_command
 from sae.errors import SaeError
 from sae.storage import Entry, ResultCache, user_cache_dir
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Interpret language models with sparse dictionaries.")
 cache_app = typer.Typer(no_args_is_help=True, help="The results on disk.")
 app.add_typer(cache_app, name="cache")
-console = Console()
+app.command("train")(train_command)
 
 CacheFolder = Annotated[Path | None, typer.Option("--cache", help="Folder of results; default: results/ in the user cache folder.")]
 
