@@ -23,13 +23,14 @@ from torch import Tensor
 from sae.dictionaries.activations import TopK
 from sae.dictionaries.autoencoder import Autoencoder, AutoencoderConfig
 from sae.dictionaries.base import Dictionary
+from sae.dictionaries.codes import SparseCodes
 from sae.dictionaries.init import initialise_
 from sae.dictionaries.pursuit import MatchingPursuit, PursuitConfig
 from sae.dictionaries.scaling import Scaling
 from sae.evaluation.description_length import Candidate, Choice, choose, grid
 from sae.inspection.charts import colour_places, figure_chart
 from sae.inspection.report import asset
-from sae.inspection.report_data import Axis, Figure, Rule, Series
+from sae.inspection.report_data import Axis, Figure, Series
 from sae.training.loop import TrainConfig, train
 from sae.training.objectives import ReconstructionObjective
 
@@ -116,24 +117,48 @@ def curves(choice: Choice, cost: Callable[[Candidate], float]) -> tuple[Series, 
     for k in sorted({k for _, k in (each.name for each in choice.candidates)}):
         cells = [each for each in choice.candidates if each.name[1] == k and each.length]
         if cells:
-            lines.append(Series(f"k = {k}", tuple(c.d_sae for c in cells), tuple(cost(c) for c in cells)))
+            mark = "points" if len(cells) == 1 else "line"
+            lines.append(Series(f"k = {k}", tuple(c.d_sae for c in cells), tuple(cost(c) for c in cells), mark=mark))
     return tuple(lines)
+
+
+def level(name: str, choice: Choice, bits: float) -> Series:
+    """A dashed line across the widths that were reached."""
+    reached = [each.d_sae for each in choice.candidates if each.length]
+    return Series(name, (min(reached), max(reached)), (bits, bits), role="null")
+
+
+def parts(choice: Choice) -> Figure:
+    """Where the bits go at the chosen sparsity."""
+    k = choice.shortest_with_dictionary.name[1]
+    lengths = [each.length for each in choice.candidates if each.length and each.name[1] == k]
+    widths = tuple(length.d_sae for length in lengths)
+    series = (
+        Series("indices", widths, tuple(length.index_bits for length in lengths)),
+        Series("values", widths, tuple(length.value_bits for length in lengths)),
+        Series("dictionary", widths, tuple(length.dictionary_bits for length in lengths)),
+    )
+    caption = "A wider dictionary needs longer indices and more atoms; it can afford coarser values at the same distortion."
+    return Figure(
+        f"Where the bits go, k = {k}", Axis("width d_sae", scale="log"), Axis("bits per digit", scale="log"), series, caption=caption
+    )
 
 
 def figures(main: Choice, held_out: Choice, by_target: dict[float, Choice]) -> list[Figure]:
     width, bits, lost = Axis("width d_sae", scale="log"), Axis("bits per digit", scale="log"), Axis("share of variance lost")
     base = main.baselines
     n_all, n_test = (next(each.length.n_tokens for each in c.candidates if each.length) for c in (main, held_out))
-    rules = (Rule("y", base.pca_bits + base.pca_basis_bits, "principal components, with their basis"),)
+    pca = level("PCA + basis", main, base.pca_bits + base.pca_basis_bits)
     first = Figure(
-        f"Codes and dictionary, {n_all:,} digits", width, bits, curves(main, total), rules,
-        f"Two-part length at {main.target_fvu:.0%} of variance lost: the codes of all digits and, once, the atoms. Points that are missing cannot "
-        "reach the distortion however finely they are quantised.",
+        f"Codes and dictionary, {n_all:,} digits", width, bits, (pca, *curves(main, total)),
+        caption=f"Two-part length at {main.target_fvu:.0%} of variance lost: the codes of all digits and, once, the atoms. Points that are missing "
+        "cannot reach the distortion however finely they are quantised. Dashed: principal components.",
     )  # fmt: skip
     second = Figure(
-        f"Codes alone, {n_test} digits not trained on", width, bits, curves(held_out, lambda each: each.length.bits),
-        (Rule("y", held_out.baselines.pca_bits, "principal components"),),
-        "The same distortion on new digits. Dictionaries that are missing reach it on the digits they were trained on, if at all.",
+        f"Codes alone, {n_test} digits not trained on", width, Axis("bits per digit"),
+        (level("PCA", held_out, held_out.baselines.pca_bits), *curves(held_out, lambda each: each.length.bits)),
+        caption="The same distortion on new digits, from a smaller grid. Missing points reach it on the digits they were trained on, if at all: "
+        "with k = 1 no width does.",
     )  # fmt: skip
     reached = {t: choice.shortest_with_dictionary for t, choice in by_target.items()}
     targets = [t for t, best in reached.items() if best]
@@ -149,39 +174,50 @@ def figures(main: Choice, held_out: Choice, by_target: dict[float, Choice]) -> l
         caption="At every distortion the dictionary with the least codes + dictionary. The Gaussian bound is the least any code can use for "
         "a Gaussian of the same covariance, basis not paid.",
     )  # fmt: skip
-    return [first, second, third]
+    return [first, second, parts(main), third]
 
 
-def atom_pictures(dictionary: Dictionary, rows: Tensor, most: int = 24) -> Markup:
-    """The atoms that are active most often, as 8 x 8 pictures; orange adds ink, blue takes it away."""
+def atom_pictures(dictionary: Dictionary, rows: Tensor, most: int = 26) -> Markup:
+    """The atoms that are active most often, as 8 x 8 pictures, and under each the mean digit with that atom at its mean strength."""
     codes = dictionary.encode(rows).detach()
     firings = torch.bincount(codes.indices[codes.values != 0], minlength=dictionary.d_sae)
+    strength = codes.dense().sum(0) / firings.clamp(min=1)
     pictures = []
     for latent in firings.argsort(descending=True, stable=True)[:most].tolist():
         atom = dictionary.W_dec[latent].detach()
-        steps = (31 * atom / atom.abs().max()).round().int().tolist()
-        cells = "".join(f'<i class="{"a" if s > 0 else "b"}{abs(s)}"></i>' if abs(s) > 1 else "<i></i>" for s in steps)
+        alone = SparseCodes(torch.tensor([[latent]]), strength[latent].view(1, 1), torch.tensor([1]), dictionary.d_sae)
+        digit = dictionary.decode(alone).detach()[0].clamp(0, 16)
         share = float(firings[latent]) / len(rows)
         label = f"atom {latent}, active on {share:.0%} of digits"
-        pictures.append(
-            f'<figure><div class="atom" role="img" aria-label="{label}" title="{label}">{cells}</div><figcaption>{share:.0%}</figcaption></figure>'
-        )
+        both = picture(atom / atom.abs().max(), label) + picture(digit / 16, f"the mean digit with atom {latent}", ink=True)
+        pictures.append(f"<figure>{both}<figcaption>{share:.0%}</figcaption></figure>")
     return Markup(f'<div class="atoms">{"".join(pictures)}</div>')
+
+
+def picture(pixels: Tensor, label: str, *, ink: bool = False) -> str:
+    """64 numbers in [-1, 1] as coloured cells, or in [0, 1] as ink."""
+    if ink:
+        cells = "".join(f'<i style="opacity:{value:.2f}"></i>' for value in pixels.tolist())
+    else:
+        steps = (31 * pixels).round().int().tolist()
+        cells = "".join(f'<i class="{"a" if step > 0 else "b"}{abs(step)}"></i>' if abs(step) > 1 else "<i></i>" for step in steps)
+    return f'<div class="atom{" ink" if ink else ""}" role="img" aria-label="{label}" title="{label}">{cells}</div>'
 
 
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark"><title>{title}</title><link rel="icon" href="data:,"><style>{css}
-.atoms {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(76px, 1fr)); gap: 14px 16px; max-width: 1120px; margin: 12px 0 0; }}
+.atoms {{ display: grid; grid-template-columns: repeat(auto-fill, 76px); gap: 14px 16px; margin: 12px 0 0; }}
 .atoms figure {{ width: 76px; }} .atoms figcaption {{ text-align: center; font-size: 12px; margin: 3px 0 0; }}
 .atom {{ display: grid; grid-template-columns: repeat(8, 1fr); aspect-ratio: 1; background: var(--panel); border: 1px solid var(--line); }}
+.atom + .atom {{ margin-top: 3px; }} .ink i {{ background: var(--fg); }}
 </style></head><body><main><div class="title"><h1>{title}</h1><p class="lead">{lead}</p></div>
 <section class="part"><h2>Lengths</h2><div class="figures">{figures}</div></section>{atoms}</main></body></html>
 """
 
 
 def write_page(path: Path, lead: str, drawn: list[Figure], shown: list[tuple[str, str, Markup]]) -> None:
-    places = colour_places(drawn[:2])
+    places = colour_places(drawn[:2])  # a k has one colour
     blocks = [
         f"<figure><h3>{f.title}</h3>{figure_chart(f, places if i < 2 else None)}<figcaption>{f.caption}</figcaption></figure>"
         for i, f in enumerate(drawn)
@@ -204,8 +240,8 @@ def shown_atoms(dictionaries: dict, choice: Choice, rows: Tensor) -> list[tuple[
         length = each.length
         text = (
             f"d_sae = {each.name[0]}, k = {each.name[1]}: {length.index_bits:.1f} bits of indices + {length.value_bits:.1f} of values + "
-            f"{length.dictionary_bits:.1f} of dictionary = {total(each):.1f} bits per digit. The atoms that are active most often, with the share of "
-            "digits; orange adds ink, blue takes it away."
+            f"{length.dictionary_bits:.1f} of dictionary = {total(each):.1f} bits per digit. Above, the atoms that are active most often, "
+            "with the share of digits (orange adds ink, blue takes it away); below, the mean digit with the atom at its mean strength."
         )
         out.append((title, text, atom_pictures(dictionaries[each.name], rows)))
     return out

@@ -104,7 +104,7 @@ def index_bits(counts: SymbolCounts, *, corrected: bool = True) -> Float[Tensor,
 def value_bits(counts: SymbolCounts, *, corrected: bool = True) -> Float[Tensor, " d_sae"]:
     """p_i H(symbol | active) of each latent: bits per token to say its value where it is active. 0 for a latent that never is."""
     n_i, c = counts.firings().double(), counts.counts.double()
-    plug_in = torch.special.xlogy(n_i, n_i) / math.log(2) - counts.weighted(c * c.log2())
+    plug_in = n_i * n_i.clamp(min=1).log2() - counts.weighted(c * c.log2())
     extra = (counts.different() - 1).clamp(min=0) / (2 * math.log(2)) if corrected else 0.0
     return (plug_in + extra).clamp(min=0) / max(counts.n_tokens, 1)
 
