@@ -72,11 +72,10 @@ def _step(
     inside = columns < width
     a, j, energy = tl.load(best + row), tl.load(chosen + row), tl.load(energies + row)
     going = ((tl.abs(a) if SIGNED else a) > tl.load(floors + row)) & (energy > tl.load(limits + row))
-    a = tl.where(going, a, 0.0)
+    a = tl.where(going, a, 0.0)  # then nothing changes, and the row stays stopped
     r = tl.load(residual + row * width + columns, mask=inside, other=0.0)
     r -= a * tl.load(atoms + j * width + columns, mask=inside, other=0.0)
-    # A row that has stopped is emptied, so that it stays stopped and costs `largest` no second look.
-    tl.store(residual + row * width + columns, tl.where(going, r, 0.0), mask=inside)
+    tl.store(residual + row * width + columns, r, mask=inside)
     tl.store(energies + row, energy - a * a)
     tl.store(values + row * k + t, a)
     tl.store(indices + row * k + t, tl.where(going, j, 0))
@@ -96,12 +95,11 @@ def _reverse_sweep(
     while slot > row * k:
         slot -= 1
         a = tl.load(values + slot)
-        if a != 0:
-            d = tl.load(atoms + tl.load(indices + slot) * width + columns, mask=inside, other=0.0)
-            u = tl.load(grad_values + slot) - tl.sum(g * d, 0)
-            r += a * d
-            tl.store(additions + slot * width + columns, u * r - a * g, mask=inside)
-            g += u * d
+        d = tl.load(atoms + tl.load(indices + slot) * width + columns, mask=inside, other=0.0)
+        u = tl.load(grad_values + slot) - tl.sum(g * d, 0)
+        r += a * d
+        tl.store(additions + slot * width + columns, u * r - a * g, mask=inside)
+        g += u * d
     tl.store(grad_x + row * width + columns, g, mask=inside)
 
 
