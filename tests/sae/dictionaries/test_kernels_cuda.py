@@ -183,11 +183,11 @@ def test_rows_of_slots_with_value_0_are_not_read():
 def test_latents_in_no_slot_get_exactly_0_and_repeated_ones_all_they_are_owed(short):
     cuda, _ = kernels()
     values, y = draws(0, (40, 3), (40, 17))
-    indices = torch.tensor([[139, 2, 139]]).expand(40, 3)
+    indices = torch.tensor([[258, 2, 258]]).expand(40, 3)
     with mock.patch.object(cuda.sparse, "SHORT_KEYS", short):
-        sums = cuda.weighted_rows_t(values, indices, y, 140)
-    assert sorted(sums.any(1).nonzero().view(-1).tolist()) == [2, 139]
-    agree(sums[139], ((values[:, 0] + values[:, 2])[:, None] * y).double().sum(0))
+        sums = cuda.weighted_rows_t(values, indices, y, 260)
+    assert sorted(sums.any(1).nonzero().view(-1).tolist()) == [2, 258]
+    agree(sums[258], ((values[:, 0] + values[:, 2])[:, None] * y).double().sum(0))
     agree(sums[2], (values[:, 1:2] * y).double().sum(0))
 
 
@@ -483,6 +483,17 @@ def test_a_tensor_that_is_not_contiguous_is_refused_before_it_is_changed():
     with pytest.raises(SaeError, match=r"contiguous, got strides \(1, 4\) for shape \(4, 6\)"):
         cuda.project_(grad.T, atoms)
     assert torch.equal(grad, before)
+
+
+@interpreted
+def test_an_empty_grid_starts_nothing():
+    from sae.dictionaries.kernels.cuda.launch import launch
+
+    kernel = mock.MagicMock()
+    launch(kernel, (0, 2), torch.zeros(1))
+    assert not kernel.mock_calls
+    launch(kernel, (1, 2), torch.zeros(1))
+    assert kernel.mock_calls
 
 
 @interpreted
