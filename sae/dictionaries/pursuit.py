@@ -23,6 +23,7 @@ from sae.dictionaries import kernels
 from sae.dictionaries.base import Dictionary, check_widths, random_atoms
 from sae.dictionaries.codes import SparseCodes
 from sae.dictionaries.explained import Ask, Explained
+from sae.dictionaries.kernels.memo import GramMemo
 from sae.dictionaries.scaling import Scaling
 from sae.errors import ConfigError
 
@@ -91,6 +92,7 @@ class MatchingPursuit(Dictionary):
         super().__init__(config, scaling, provenance)
         self.W_dec = nn.Parameter(random_atoms(config.d_sae, config.d_in, seed))
         self.b_dec = nn.Parameter(torch.zeros(config.d_in))
+        self._memo = GramMemo()
 
     def encode(self, acts: Float[Tensor, "n d_in"], k: int | None = None, tol: float | None = None) -> SparseCodes:
         """Codes of activations, every atom once per row in order of first selection; `k` and `tol` as in `pursue`."""
@@ -156,8 +158,11 @@ class MatchingPursuit(Dictionary):
         if tol is not None and not 0 <= tol < 1:
             raise ConfigError(f"tol must be in [0, 1), relative to the norm of x - b_dec, got {tol} (MatchingPursuit)")
         self._check_norms()
-        run = kernels.pursue_orthogonally if self.config.orthogonal else kernels.pursue
-        path = run(x - self.b_dec, self.W_dec, k, tol, self.config.selection == "signed")
+        x, signed = x - self.b_dec, self.config.selection == "signed"
+        if self.config.orthogonal:
+            path = kernels.pursue_orthogonally(x, self.W_dec, k, tol, signed)
+        else:
+            path = kernels.pursue(x, self.W_dec, k, tol, signed, self._memo.gram_of(self.W_dec, len(x), k))
         return Pursuit(SparseCodes(path.indices, path.values, path.counts, self.d_sae), path.energies)
 
     def _check_norms(self) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -190,9 +190,9 @@ def pursue(
     k: int,
     tol: float | None,
     signed: bool,
-    gram_matrix: Float[Tensor, "d_sae d_sae"] | None = None,
+    gram_matrix: Shaped[Tensor, "d_sae d_sae"] | None = None,
 ) -> Path:
     """Matching pursuit of the rows of x over unit atoms; `values` and `residual` are differentiable in x and atoms, the selection held
-    fixed. `gram_matrix` is atoms atoms^T where the caller has it.
+    fixed. `gram_matrix` is the running kernels' `gram(atoms)` where the caller has it (see `memo`).
     """
     return Path(*Pursue.apply(x.contiguous(), atoms, k, tol, signed, gram_matrix))

@@ -211,3 +211,20 @@ def test_float32_selection_by_gram_rows_equals_recomputing_the_residual():
     same = (codes.indices == torch.stack(picks, 1)).all(1)
     assert float(same.double().mean()) > 0.98  # float32 may break a near tie either way
     torch.testing.assert_close((acts - made.decode(codes))[same], r[same], atol=1e-5, rtol=1e-5)
+
+
+def test_the_kept_gram_matrix_changes_nothing_and_follows_the_atoms():
+    made = MatchingPursuit(PursuitConfig(d_in=32, d_sae=256, k=6), seed=1)
+    x = torch.randn(64, 32, generator=torch.Generator().manual_seed(2))
+    first = made.pursue(x)  # records a gradient: nothing is kept
+    with torch.no_grad():
+        kept = [made.pursue(x) for _ in range(3)]
+    assert made._memo.gram_of(made.W_dec.detach(), 64, 6) is not None
+    for pursuit in kept:
+        assert torch.equal(pursuit.order, first.order)
+        torch.testing.assert_close(pursuit.energies, first.energies)
+    with torch.no_grad():
+        made.W_dec.copy_(made.W_dec.flip(0))
+        flipped = made.pursue(x)
+    torch.testing.assert_close(flipped.energies, first.energies.detach(), rtol=1e-4, atol=1e-4)
+    assert torch.equal(flipped.order, torch.where(first.steps.active(), 255 - first.order, 0))

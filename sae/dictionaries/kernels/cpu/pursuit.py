@@ -41,9 +41,14 @@ LOWEST = np.float32(-3e38)
 """Below every correlation; finite because the loops are compiled for finite numbers."""
 
 
+def gram_fits(d_sae: int) -> bool:
+    """Whether a Gram matrix of two bytes an entry fits in GRAM_BYTES."""
+    return 2 * d_sae * d_sae <= GRAM_BYTES
+
+
 def uses_gram(n: int, k: int, d_sae: int) -> bool:
-    """Whether pursuit builds G: it must fit in GRAM_BYTES and cost less (d_sae^2 / 2 dots) than recomputing (n (k - 1) d_sae dots)."""
-    return 2 * d_sae * d_sae <= GRAM_BYTES and d_sae <= 2 * n * (k - 1)
+    """Whether pursuit builds G: it must fit and cost less (d_sae^2 / 2 dots) than recomputing (n (k - 1) d_sae dots)."""
+    return gram_fits(d_sae) and d_sae <= 2 * n * (k - 1)
 
 
 def uses_integers(n: int, k: int, d_sae: int, d_in: int) -> bool:

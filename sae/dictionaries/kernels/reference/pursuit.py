@@ -42,9 +42,14 @@ class Path(NamedTuple):
     """r_k = x - sum_t a_t d_{j_t}."""
 
 
+def gram_fits(d_sae: int, element_size: int = 4) -> bool:
+    """Whether a Gram matrix fits in GRAM_BYTES."""
+    return d_sae * d_sae * element_size <= GRAM_BYTES
+
+
 def uses_gram(n: int, k: int, d_sae: int, element_size: int) -> bool:
-    """Whether pursuit computes G: it must fit in GRAM_BYTES and cost less (d_sae^2 / 2 dots) than recomputing (n (k - 1) d_sae dots)."""
-    return d_sae * d_sae * element_size <= GRAM_BYTES and d_sae <= 2 * n * (k - 1)
+    """Whether pursuit computes G: it must fit and cost less (d_sae^2 / 2 dots) than recomputing (n (k - 1) d_sae dots)."""
+    return gram_fits(d_sae, element_size) and d_sae <= 2 * n * (k - 1)
 
 
 def gram(atoms: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, "d_sae d_sae"]:
