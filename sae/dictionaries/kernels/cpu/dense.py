@@ -55,22 +55,37 @@ def _each_block(function, n: int) -> None:
 
 @compiled
 def keep_rows(answers: np.ndarray, bits: np.ndarray, k: int) -> None:
-    """The loop of `keep_largest_`; `bits` is the memory of `answers` as int32, whose order for values >= 0 is that of the floats."""
-    m = answers.shape[1]
+    """The loop of `keep_largest_`."""
     for r in range(len(answers)):
-        row, keys = answers[r], bits[r]
+        keep_row(answers[r], bits[r], k)
+
+
+@compiled
+def keep_row(row: np.ndarray, keys: np.ndarray, k: int) -> None:
+    """ReLU, then all but the k largest set to 0; `keys` is the memory of `row` as int32, whose order for values >= 0 is that of the floats.
+
+    Of equal ones the first are kept.
+    """
+    m = len(row)
+    n_positive = 0
+    for c in range(m):
+        row[c] = row[c] if row[c] > 0 else np.float32(0)
+        n_positive += row[c] > 0
+    if k >= n_positive:
+        return
+    threshold = kth_key(keys, m, k)
+    n_above = 0
+    for c in range(m):
+        n_above += keys[c] >= threshold
+    if n_above == k:
         for c in range(m):
-            row[c] = row[c] if row[c] > 0 else np.float32(0)
-        if k >= m:
-            continue
-        threshold = kth_key(keys, m, k)
-        if threshold == 0:
-            continue
-        n_equal = k
-        for c in range(m):
-            n_equal -= keys[c] > threshold
-        for c in range(m):
-            if keys[c] == threshold and n_equal > 0:
-                n_equal -= 1
-            elif keys[c] <= threshold:
-                keys[c] = 0
+            keys[c] = keys[c] if keys[c] >= threshold else 0
+        return
+    n_equal = k
+    for c in range(m):
+        n_equal -= keys[c] > threshold
+    for c in range(m):
+        if keys[c] == threshold and n_equal > 0:
+            n_equal -= 1
+        elif keys[c] <= threshold:
+            keys[c] = 0
