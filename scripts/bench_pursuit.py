@@ -24,8 +24,8 @@ from torch import Tensor
 
 from sae.dictionaries.activations import TopK
 from sae.dictionaries.autoencoder import Autoencoder, AutoencoderConfig
-from sae.dictionaries.kernels.cpu import gram as gram_kernels
-from sae.dictionaries.kernels.cpu import pursue, reverse_sweep
+from sae.dictionaries.kernels.cpu.gram import gram, gram_of, quantised
+from sae.dictionaries.kernels.cpu.pursuit import pursue, reverse_sweep
 from sae.dictionaries.pursuit import MatchingPursuit, PursuitConfig
 from sae.training.loop import TrainConfig, train
 from sae.training.objectives import ReconstructionObjective
@@ -126,13 +126,13 @@ def rates(table: Table) -> None:
 def encoding(table: Table, d_sae: int, ks: tuple[int, ...], rounds: int) -> None:
     """Encoding one batch, and whether it is the same code."""
     x, atoms = planted(d_sae)
-    gram = gram_kernels.gram(atoms)
-    build = alternate({"gram": lambda: gram_kernels.gram(atoms)}, 3)["gram"]
+    given = gram(atoms)
+    build = alternate({"gram": lambda: gram(atoms)}, 3)["gram"]
     table.add(f"d_sae {d_sae}: Gram matrix, once per dictionary", build, "ms")
     for k in ks:
         ms = alternate({
             "naive": lambda k=k: naive_pursuit(x, atoms, k),
-            "given": lambda k=k: pursue(x, atoms, k, None, False, gram),
+            "given": lambda k=k: pursue(x, atoms, k, None, False, given),
             "built": lambda k=k: pursue(x, atoms, k, None, False),
         }, rounds)  # fmt: skip
         name = f"encode d_sae {d_sae} k {k}"
@@ -143,8 +143,8 @@ def encoding(table: Table, d_sae: int, ks: tuple[int, ...], rounds: int) -> None
         table.add(f"{name}: Gram built in the call", ms["built"], "ms")
         table.add(f"{name}: naive / Gram built", ms["naive"] / ms["built"], "x", bar)
         indices, residual = naive_pursuit(x, atoms, k)
-        for way, given in (("given", gram), ("built", None)):
-            path = pursue(x, atoms, k, None, False, given)
+        for way, matrix in (("given", given), ("built", None)):
+            path = pursue(x, atoms, k, None, False, matrix)
             same = (path.indices == indices).all(1)
             table.add(f"{name}: same sequence of atoms, Gram {way}", 100 * float(same.double().mean()), "%")
             difference = (path.residual - residual)[same].norm(dim=1) / x[same].norm(dim=1)
@@ -154,14 +154,14 @@ def encoding(table: Table, d_sae: int, ks: tuple[int, ...], rounds: int) -> None
 def parts(table: Table, rounds: int) -> None:
     """Where a training step's time goes, kernel by kernel."""
     x, atoms = planted(4608)
-    gram, low = gram_kernels.gram(atoms), gram_kernels.quantised(atoms)
-    path = pursue(x, atoms, 16, None, False, gram)
+    given, low = gram(atoms), quantised(atoms)
+    path = pursue(x, atoms, 16, None, False, given)
     zeros = torch.zeros(BATCH, 16)
     ms = alternate({
-        "D in eight bits": lambda: gram_kernels.quantised(atoms),
-        "Gram matrix from eight bits": lambda: gram_kernels.gram_of(low),
-        "pursuit, Gram given, k 1": lambda: pursue(x, atoms, 1, None, False, gram),
-        "pursuit, Gram given, k 16": lambda: pursue(x, atoms, 16, None, False, gram),
+        "D in eight bits": lambda: quantised(atoms),
+        "Gram matrix from eight bits": lambda: gram_of(low),
+        "pursuit, Gram given, k 1": lambda: pursue(x, atoms, 1, None, False, given),
+        "pursuit, Gram given, k 16": lambda: pursue(x, atoms, 16, None, False, given),
         "pursuit, Gram built, k 16": lambda: pursue(x, atoms, 16, None, False),
         "reverse sweep, k 16": lambda: reverse_sweep(path, atoms, zeros, path.residual),
     }, rounds)  # fmt: skip
@@ -254,8 +254,8 @@ def growth(table: Table, quick: bool) -> None:
 def encode_and_step(d_sae: int, k: int) -> dict[str, float]:
     """Milliseconds of encoding with the Gram matrix given and of a training step."""
     x, atoms = planted(d_sae)
-    gram = gram_kernels.gram(atoms)
-    return alternate({"encode": lambda: pursue(x, atoms, k, None, False, gram), "step": our_step(d_sae, k, x, atoms)}, 5)
+    given = gram(atoms)
+    return alternate({"encode": lambda: pursue(x, atoms, k, None, False, given), "step": our_step(d_sae, k, x, atoms)}, 5)
 
 
 def exponent(times: dict[int, dict[str, float]], name: str) -> float:

@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from sae.dictionaries.kernels.cpu import gram, pursuit
+from sae.dictionaries.kernels.cpu import pursuit
+from sae.dictionaries.kernels.cpu.gram import UNITS, gram, gram_of, multiplies_integers, quantised
 from sae.dictionaries.kernels.reference import pursuit as oracle
 
-needs_integers = pytest.mark.skipif(not gram.multiplies_integers(), reason="the CPU does not multiply eight-bit integers in hardware")
+needs_integers = pytest.mark.skipif(not multiplies_integers(), reason="the CPU does not multiply eight-bit integers in hardware")
 
 
 def unit(rows: torch.Tensor) -> torch.Tensor:
@@ -77,9 +78,9 @@ WAYS = ("gram", "given", "given in float32", "products", "without integers")
 
 def run(way: str, monkeypatch, x, atoms, k, tol=None, signed=False):
     """The pursuit by one of its ways."""
-    monkeypatch.setattr(pursuit, "uses_integers", lambda *_: way != "without integers" and gram.multiplies_integers())
+    monkeypatch.setattr(pursuit, "uses_integers", lambda *_: way != "without integers" and multiplies_integers())
     monkeypatch.setattr(pursuit, "GRAM_BYTES", 0 if way == "products" else 1 << 30)
-    given = {"given": gram.gram, "given in float32": oracle.gram}.get(way)
+    given = {"given": gram, "given in float32": oracle.gram}.get(way)
     return pursuit.pursue(x, atoms, k, tol, signed, given(atoms) if given else None)
 
 
@@ -172,7 +173,7 @@ def test_energy_falls_by_the_square_of_each_coefficient(signed, monkeypatch):
 
 def test_a_gram_matrix_is_built_only_where_it_fits_and_pays(monkeypatch):
     built = []
-    monkeypatch.setattr(pursuit, "gram_of", lambda atoms: built.append(1) or gram.gram_of(atoms))
+    monkeypatch.setattr(pursuit, "gram_of", lambda atoms: built.append(1) or gram_of(atoms))
     x, atoms = random_case()
     pursuit.pursue(x, atoms, 16, None, False)
     assert len(built) == 1
@@ -188,16 +189,16 @@ def test_the_gram_matrix_is_that_of_the_inner_products():
     for d_sae, d_in in ((1100, 80), (517, 30), (5, 3), (300, 576)):
         _, atoms = random_case(d_in=d_in, d_sae=d_sae)
         exact = atoms.double() @ atoms.double().T
-        assert float((gram.gram(atoms) / gram.UNITS - exact).abs().max()) < 0.51 / gram.UNITS
-        low = gram.quantised(atoms)
+        assert float((gram(atoms) / UNITS - exact).abs().max()) < 0.51 / UNITS
+        low = quantised(atoms)
         sigma = float(low.scales.max()) * (2 / 12) ** 0.5
-        assert float((gram.gram_of(low) / gram.UNITS - exact).abs().max()) < 6 * sigma + 0.51 / gram.UNITS
+        assert float((gram_of(low) / UNITS - exact).abs().max()) < 6 * sigma + 0.51 / UNITS
 
 
 @pytest.mark.parametrize("case", ["random", "trained", "outliers", "one hot", "odd sizes", "vanishing"])
 def test_errors_of_eight_bit_products_have_the_stated_standard_deviation(case):
     x, atoms = CASES[case]()
-    low, low_x = gram.quantised(atoms), gram.quantised(x)
+    low, low_x = quantised(atoms), quantised(x)
     rough = (low_x.integers.double() @ low.integers.double().T) * low_x.scales[:, None] * low.scales
     sigma = ((low.scales.square() * x.square().sum(1, keepdim=True) + low_x.scales.square()[:, None]) / 12).sqrt()
     z = (rough - x.double() @ atoms.double().T) / sigma
@@ -276,7 +277,7 @@ def test_results_are_equal_to_the_bit_from_run_to_run(n_threads):
 def test_looking_twice_is_what_keeps_near_ties_right(monkeypatch):
     x, atoms = near_ties()
     c = x.double() @ atoms.double().T
-    low, low_x = gram.quantised(atoms), gram.quantised(x)
+    low, low_x = quantised(atoms), quantised(x)
     rough = (low_x.integers.double() @ low.integers.double().T) * low_x.scales[:, None] * low.scales
     wrong = c.amax(1) - c.gather(1, rough.argmax(1, keepdim=True))[:, 0]
     assert float((wrong > 1e-4).double().mean()) > 0.5, "the case must be one that eight bits get wrong"

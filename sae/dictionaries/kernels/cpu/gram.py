@@ -27,6 +27,7 @@ from sae.dictionaries.kernels.cpu import team
 from sae.dictionaries.kernels.cpu.lanes import LANES, mirror_square
 from sae.dictionaries.kernels.cpu.loops import compiled_finite
 from sae.dictionaries.kernels.cpu.memory import recycled
+from sae.dictionaries.kernels.cpu.rough import available
 
 UNITS = 32_000
 """Gram entries are integers in units of one over this: norms up to 1.01 do not overflow 16 bits."""
@@ -48,7 +49,7 @@ class Quantised:
 
 def multiplies_integers() -> bool:
     """Whether the CPU multiplies eight-bit integers in hardware; otherwise float32 is as fast."""
-    return torch.cpu._is_vnni_supported()
+    return "int8" in available()
 
 
 def quantised(rows: Float32[Tensor, "m d_in"]) -> Quantised:

@@ -167,7 +167,8 @@ def prefetch(typing_context, array, index):
         number = ir.IntType(32)
         kind = ir.FunctionType(ir.VoidType(), (ir.IntType(8).as_pointer(), number, number, number))
         function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-        builder.call(function, (pointer, *(ir.Constant(number, value) for value in (0, 2, 1))))  # to read, into the second-level cache, as data
+        to_read, second_level, data = (ir.Constant(number, value) for value in (0, 2, 1))
+        builder.call(function, (pointer, to_read, second_level, data))
         return context.get_dummy_value()
 
     return types.void(array, types.intp), emit
@@ -183,9 +184,7 @@ def mirror_square(typing_context, matrix, width, row, column):
     def emit(context, builder, signature, arguments):
         matrix_, width_, row_, column_ = arguments
         kind, element = signature.args[0], ir.IntType(16)
-        halves = [
-            ir.Constant(_INTS, [start + lane // 2 + LANES * (lane % 2) for lane in range(LANES)]) for start in (0, LANES // 2)
-        ]
+        halves = [ir.Constant(_INTS, [start + lane // 2 + LANES * (lane % 2) for lane in range(LANES)]) for start in (0, LANES // 2)]
 
         def pointers(first, offset):
             for p in range(LANES):

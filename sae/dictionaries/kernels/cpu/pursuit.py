@@ -89,9 +89,7 @@ def pursue(
 class _Run:
     """What the blocks of one pursuit share."""
 
-    def __init__(
-        self, path: Path, atoms: Tensor, low: Quantised | None, gram: Tensor | None, shared: bool, tol: float, signed: bool
-    ):
+    def __init__(self, path: Path, atoms: Tensor, low: Quantised | None, gram: Tensor | None, shared: bool, tol: float, signed: bool):
         self.path, self.atoms, self.low, self.shared = path, atoms, low, shared
         self.tol, self.mask = np.float32(tol), np.int32(0x7FFFFFFF if signed else -1)
         self.gram = torch.empty(0, 0, dtype=torch.int16) if gram is None else gram
@@ -142,10 +140,11 @@ class _Run:
 
 
 @compiled_finite
-def _dot(x, y):
+def _dot(rows, j, y):
+    """rows[j] . y; a view of the row would be counted and released every time."""
     total = np.float32(0)
-    for i in range(x.size):
-        total += x[i] * y[i]
+    for i in range(y.size):
+        total += rows[j, i] * y[i]
     return total
 
 
@@ -208,7 +207,18 @@ def _candidates(c, m, threshold, mask, found):
 
 
 @compiled_finite
-def _select(c, m, r, atoms, gram, rounding, spread, noise, floor, certain, fresh, mask, found):
+def _prefetch(c, found, n_found, near, first, d_in, atoms_flat, gram, mask):
+    """Ask for the atoms that will likely be looked at, then for the Gram row of the likeliest."""
+    for s in range(n_found):
+        if _score(c[found[s]], mask) >= near:
+            for i in range(0, d_in, 16):
+                prefetch(atoms_flat, found[s] * d_in + i)
+    for i in range(0, c.size if gram.size else 0, 32):
+        prefetch(gram, first * c.size + i)
+
+
+@compiled_finite
+def _select(c, m, r, atoms, atoms_flat, gram, rounding, spread, noise, floor, certain, fresh, mask, found):
     """(j, d_j . r) of the largest score d . r; j = -1 where c does not tell well enough and must be multiplied out again.
 
     c_j is off by at most 8 sqrt((spread s_j^2 + noise) / 12) + floor; `certain`: c is float32's own product.
@@ -227,9 +237,8 @@ def _select(c, m, r, atoms, gram, rounding, spread, noise, floor, certain, fresh
     for s in range(1, n_found):
         if _score(c[found[s]], mask) > _score(c[first], mask):
             first = found[s]
-    for i in range(0, n if gram.size else 0, 32):
-        prefetch(gram, first * n + i)
-    guess, n_exact = _dot(atoms[first], r), 0
+    _prefetch(c, found, n_found, best - widest, first, r.size, atoms_flat, gram, mask)
+    guess, n_exact = _dot(atoms, first, r), 0
     j, value = first, guess
     for s in range(n_found):
         i = found[s]
@@ -239,7 +248,7 @@ def _select(c, m, r, atoms, gram, rounding, spread, noise, floor, certain, fresh
         elif _score(c[i], mask) + reach < _score(value, mask):
             continue
         else:
-            exact = _dot(atoms[i], r)
+            exact = _dot(atoms, i, r)
             n_exact += 1
         if not certain and (abs(exact - c[i]) > reach or (n_exact > REFRESH_ABOVE and not fresh)):
             return -1, nothing
@@ -250,11 +259,11 @@ def _select(c, m, r, atoms, gram, rounding, spread, noise, floor, certain, fresh
 
 
 @compiled_finite
-def _subtract(r, d, a):
-    """r -= a d; the sum of squares of the result."""
+def _subtract(r, atoms, j, a):
+    """r -= a d_j; the sum of squares of the result."""
     left = np.float32(0)
     for i in range(r.size):
-        r[i] -= a * d[i]
+        r[i] -= a * atoms[j, i]
         left += r[i] * r[i]
     return left
 
@@ -265,6 +274,7 @@ def _steps(
 ):  # fmt: skip
     """Steps of the given rows from the correlations raw * scales * factor with their residuals: to their end with a Gram matrix, one without."""
     n, k = factor.size, values.shape[1]
+    atoms_flat = atoms.reshape(-1)
     c, found = np.empty(n, np.float32), np.empty(MAX_CANDIDATES, np.int64)
     m = np.full((n // BLOCK * LANES // BLOCK + 1) * BLOCK, LOWEST, np.float32)
     unit = bound[3] if bound[3] > 0 else np.float32(1)
@@ -272,7 +282,7 @@ def _steps(
         row = rows[position]
         r, first = residual[row], counts[row]
         if first == 0:
-            energies[row, 0] = _dot(r, r)
+            energies[row, 0] = _dot(residual, row, r)
         left = energies[row, first]
         floor = np.float32(EPSILON) * np.sqrt(energies[row, 0])
         enough = max(tol * tol * energies[row, 0], floor * floor)
@@ -282,14 +292,14 @@ def _steps(
         while t < k and left > enough:
             certain = exact and t == first
             spread = np.float32(0) if certain else bound[0] * before + bound[1] * left
-            j, a = _select(c, m, r, atoms, gram, rounding, spread, noise, blur, certain, t == first, mask, found)
+            j, a = _select(c, m, r, atoms, atoms_flat, gram, rounding, spread, noise, blur, certain, t == first, mask, found)
             if j < 0:
                 end = PAUSED if t > first else STUCK
                 break
             if _score(a, mask) <= floor:
                 break
             values[row, t], indices[row, t] = a, j
-            left = _subtract(r, atoms[j], a)
+            left = _subtract(r, atoms, j, a)
             t += 1
             energies[row, t] = left
             if t == k:
@@ -301,7 +311,8 @@ def _steps(
             _lower_row(c, m, gram, np.int64(j) * n, a * unit, mask)
         counts[row], state[position] = t, end
         if end == FINISHED:
-            values[row, t:], indices[row, t:], energies[row, t + 1 :] = 0, 0, energies[row, t]
+            for s in range(t, k):
+                values[row, s], indices[row, s], energies[row, s + 1] = 0, 0, left
 
 
 def reverse_sweep(
@@ -350,7 +361,7 @@ def _sweep(first, last, values, indices, counts, residual, atoms, grad_values, g
         for t in range(counts[row] - 1, -1, -1):
             a, j = values[row, t], indices[row, t]
             d, sums = atoms[j], grad_atoms[j]
-            u = grad_values[row, t] - _dot(g, d)
+            u = grad_values[row, t] - _dot(atoms, j, g)
             for i in range(r.size):
                 old, slope = r[i] + a * d[i], g[i]
                 r[i] = old
