@@ -8,6 +8,7 @@ the k largest.
 import numpy as np
 
 from sae.dictionaries.kernels.cpu.loops import LOWEST_KEY, compiled, compiled_finite, kth_key, order_keys
+from sae.dictionaries.kernels.cpu.rows import dots
 from sae.dictionaries.kernels.cpu.vectors import GROUP, bits_above, lowest_bit
 
 OVERFLOW = -1
@@ -115,98 +116,66 @@ def shrink(
 
 
 @compiled
-def dot(a: np.ndarray, b: np.ndarray) -> np.float32:
-    """a . b in float32, in as many partial sums as a vector register holds."""
-    total = np.float32(0)
-    for i in range(len(a)):
-        total += a[i] * b[i]
-    return total
-
-
-@compiled
 def settle(
-    x: np.ndarray, rows: np.ndarray, bias: np.ndarray, signed: bool, k: int, counts: np.ndarray, upper: np.ndarray, lower: np.ndarray,
-    latents: np.ndarray, values: np.ndarray, indices: np.ndarray,
+    x: np.ndarray, rows: np.ndarray, bias: np.ndarray, signed: bool, k: int, counts: np.ndarray, upper: np.ndarray, latents: np.ndarray,
+    values: np.ndarray, indices: np.ndarray,
 ) -> None:  # fmt: skip
     """Exact values of the candidates, and the k largest of them by falling value, for every row that has not overflowed.
 
     The k candidates with the highest upper bounds come first; any other is computed only if its bound exceeds the least of their values.
-    A candidate whose value is known has upper bound -inf, and the value in `lower`.
     """
-    n, capacity = upper.shape
-    keys, codes = np.empty(capacity + 64, np.int32), np.empty(n * capacity, np.int32)
-    n_codes = 0
-    for r in range(n):
-        count, high = counts[r], upper[r]
+    capacity = upper.shape[1]
+    keys, rest = np.empty(capacity + 64, np.int32), np.empty(capacity, np.int32)
+    chosen, exact, scores = np.empty(capacity, np.int32), np.empty(capacity, np.float32), np.empty(capacity, np.float32)
+    for r in range(len(x)):
+        count, high, numbers = counts[r], upper[r], latents[r]
+        if count == OVERFLOW:
+            continue
         padded = order_keys(high.view(np.int32), count, keys)
         threshold = kth_key(keys, padded, k) if count > k else LOWEST_KEY
+        n = n_rest = 0
         for i in range(count):
-            codes[n_codes] = r * capacity + i
-            n_codes += keys[i] >= threshold
-            high[i] = np.float32(-np.inf) if keys[i] >= threshold else high[i]
-    evaluate(x, rows, bias, codes[:n_codes], latents, lower)
-    n_codes = 0
-    for r in range(n):
-        if counts[r] > k:
-            high, low = upper[r], lower[r]
-            least = np.float32(np.inf)
-            for i in range(counts[r]):
-                score = abs(low[i]) if signed else low[i]
-                least = min(least, score if high[i] == -np.inf else np.float32(np.inf))
-            for i in range(counts[r]):
-                codes[n_codes] = r * capacity + i
-                n_codes += high[i] > least
-                high[i] = np.float32(-np.inf) if high[i] > least else high[i]
-    evaluate(x, rows, bias, codes[:n_codes], latents, lower)
-    for r in range(n):
-        if counts[r] != OVERFLOW:
-            kept = put_in_order(counts[r], upper[r], lower[r], latents[r], keys, signed, values[r], indices[r])
-            fill(values[r], indices[r], kept)
+            first = keys[i] >= threshold
+            chosen[n], rest[n_rest] = numbers[i], i
+            n += first
+            n_rest += not first
+        evaluate(x[r], rows, bias, signed, chosen, 0, n, exact, scores)
+        if n_rest:
+            n_first, least = n, scores[:n].min()
+            for i in range(n_rest):
+                chosen[n] = numbers[rest[i]]
+                n += high[rest[i]] > least
+            evaluate(x[r], rows, bias, signed, chosen, n_first, n, exact, scores)
+        put_in_order(n, scores, exact, chosen, keys, signed, values[r], indices[r])
+        fill(values[r], indices[r], min(n, k))
 
 
 @compiled
-def evaluate(x: np.ndarray, rows: np.ndarray, bias: np.ndarray, codes: np.ndarray, latents: np.ndarray, exact: np.ndarray) -> None:
-    """exact[r,i] = x[r] . rows[j] + bias[j] with j = latents[r,i], for every code r capacity + i.
-
-    They are taken by rising j (a counting sort), so that the rows are read once each and in order; those of x stay in the cache.
-    """
-    starts = np.zeros(len(rows) + 1, np.int32)
-    latent, value = latents.ravel(), exact.ravel()
-    for code in codes:
-        starts[latent[code] + 1] += 1
-    for j in range(len(rows)):
-        starts[j + 1] += starts[j]
-    order = np.empty(len(codes), np.int32)
-    for code in codes:
-        j = latent[code]
-        order[starts[j]] = code
-        starts[j] += 1
-    capacity = latents.shape[1]
-    for place in range(len(order)):
-        code = order[place]
-        j = latent[code]
-        value[code] = dot(x[code // capacity], rows[j]) + bias[j]
+def evaluate(
+    x: np.ndarray, rows: np.ndarray, bias: np.ndarray, signed: bool, chosen: np.ndarray, start: int, stop: int, exact: np.ndarray,
+    scores: np.ndarray,
+) -> None:  # fmt: skip
+    """exact[i] = x . rows[j] + bias[j] for j = chosen[i], and what it is ranked by."""
+    dots(x, rows, chosen, start, stop, exact)
+    for i in range(start, stop):
+        exact[i] += bias[chosen[i]]
+        scores[i] = abs(exact[i]) if signed else exact[i]
 
 
 @compiled
 def put_in_order(
-    count: int, high: np.ndarray, low: np.ndarray, numbers: np.ndarray, keys: np.ndarray, signed: bool, values: np.ndarray,
+    n: int, scores: np.ndarray, exact: np.ndarray, chosen: np.ndarray, keys: np.ndarray, signed: bool, values: np.ndarray,
     indices: np.ndarray,
-) -> int:  # fmt: skip
-    """The largest len(values) of the known values by falling score; negative ones become 0 unless signed. How many there are."""
-    k, n = len(values), 0
-    for i in range(count):
-        known = high[i] == -np.inf
-        low[n], numbers[n] = low[i], numbers[i]
-        high[n] = abs(low[i]) if signed else low[i]
-        n += known
-    padded = order_keys(high.view(np.int32), n, keys)
+) -> None:  # fmt: skip
+    """The len(values) of the n exact values that score highest, by falling score; negative ones become 0 unless signed."""
+    k = len(values)
+    padded = order_keys(scores.view(np.int32), n, keys)
     if n > RANKED_BY_COUNTING:
         order = np.argsort(keys[:n], kind="mergesort")[::-1]
         for place in range(min(n, k)):
             i = order[place]
-            values[place], indices[place] = low[i] if signed or low[i] > 0 else np.float32(0), numbers[i]
-        return min(n, k)
+            values[place], indices[place] = exact[i] if signed or exact[i] > 0 else np.float32(0), chosen[i]
+        return
     indices[:] = -1
     for i in range(n):
         key, place = keys[i], np.int32(0)
@@ -215,8 +184,7 @@ def put_in_order(
         while place < k and indices[place] >= 0:  # of equal ones
             place += 1
         if place < k:
-            values[place], indices[place] = low[i] if signed or low[i] > 0 else np.float32(0), numbers[i]
-    return min(n, k)
+            values[place], indices[place] = exact[i] if signed or exact[i] > 0 else np.float32(0), chosen[i]
 
 
 @compiled

@@ -79,5 +79,5 @@ def _select_block(rough: Rough, x: Tensor, rows: Tensor, bias: Tensor, signed: b
     for first in range(0, d_sae, TILE_LATENTS):
         tile = rough.product(given, slice(first, first + TILE_LATENTS), buffer)
         scan(tile.numpy(), first, given.scale, given.slack, scale, spread, offset, signed, k, *candidates)
-    settle(*arrays(x, rows, bias), signed, k, *candidates[1:], *arrays(*slots))
+    settle(*arrays(x, rows, bias), signed, k, *arrays(counts, upper, latents, *slots))
     return counts == OVERFLOW

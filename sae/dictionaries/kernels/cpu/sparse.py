@@ -14,7 +14,7 @@ from torch import Tensor
 from sae.dictionaries.kernels.cpu import team
 from sae.dictionaries.kernels.cpu.loops import arrays, compiled
 from sae.dictionaries.kernels.cpu.memory import recycled
-from sae.dictionaries.kernels.cpu.scan import dot
+from sae.dictionaries.kernels.cpu.rows import add_weighted, dots
 
 BLOCK_ROWS = 64
 """Rows that a member of the team takes at a time."""
@@ -62,11 +62,11 @@ def weighted_rows_t(
     """dW[j] = sum of values[r,s] y[r] over the slots (r,s) that hold latent j; latents in no slot get exact 0."""
     dW = recycled(d_sae, y.shape[1])
     v, i, given, out = arrays(values, indices, y, dW)
-    starts, order = sorted_slots(v, i, d_sae)
+    starts, of_row, weights = sorted_slots(v, i, d_sae)
     work = starts + np.arange(d_sae + 1)
     bounds = np.searchsorted(work, np.arange(0, work[-1] + BLOCK_SLOTS, BLOCK_SLOTS))
     bounds = np.unique(np.append(bounds[bounds < d_sae], d_sae))
-    team.each(lambda b: add_slots(v.ravel(), order, starts, given, i.shape[1], bounds[b], bounds[b + 1], out), len(bounds) - 1)
+    team.each(lambda b: add_slots(weights, of_row, starts, given, bounds[b], bounds[b + 1], out), len(bounds) - 1)
     return dW
 
 
@@ -85,64 +85,51 @@ def _each_block(function, n: int) -> None:
 def add_rows(values: np.ndarray, indices: np.ndarray, rows: np.ndarray, out: np.ndarray) -> None:
     """out[r] = sum_s values[r,s] rows[indices[r,s]]."""
     n, k = values.shape
-    width = rows.shape[1]
+    weights, numbers = np.empty(k, np.float32), np.empty(k, np.int64)
     for r in range(n):
-        y = out[r]
-        y[:] = 0
+        n_active = 0
         for s in range(k):
-            v = values[r, s]
-            if v != 0:
-                row = rows[indices[r, s]]
-                for c in range(width):
-                    y[c] += v * row[c]
+            weights[n_active], numbers[n_active] = values[r, s], indices[r, s]
+            n_active += values[r, s] != 0
+        out[r] = 0
+        add_weighted(weights, rows, numbers, n_active, out[r])
 
 
 @compiled
 def dot_rows(y: np.ndarray, indices: np.ndarray, rows: np.ndarray, out: np.ndarray) -> None:
     """out[r,s] = y[r] . rows[indices[r,s]]."""
-    n, k = indices.shape
-    for r in range(n):
-        for s in range(k):
-            out[r, s] = dot(y[r], rows[indices[r, s]])
+    for r in range(len(y)):
+        dots(y[r], rows, indices[r], 0, indices.shape[1], out[r])
 
 
 @compiled
-def sorted_slots(values: np.ndarray, indices: np.ndarray, d_sae: int) -> tuple[np.ndarray, np.ndarray]:
-    """(starts, order): the slots with a value other than 0, r k + s, by latent and then by row; those of j are
-    order[starts[j]:starts[j+1]].
-    """
+def sorted_slots(values: np.ndarray, indices: np.ndarray, d_sae: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(starts, rows, weights): the slots with a value other than 0, by latent and then by row; those of j are at starts[j]..starts[j+1]-1."""
     n, k = indices.shape
-    starts = np.zeros(d_sae + 1, np.int64)
+    starts = np.zeros(d_sae + 2, np.int64)
     for r in range(n):
         for s in range(k):
-            starts[indices[r, s] + 1] += values[r, s] != 0
+            starts[indices[r, s] + 2] += values[r, s] != 0
     for j in range(d_sae):
-        starts[j + 1] += starts[j]
-    order = np.empty(starts[d_sae], np.int32)
-    free = starts.copy()
+        starts[j + 2] += starts[j + 1]
+    total = starts[d_sae + 1]
+    of_row, weights = np.empty(total, np.int32), np.empty(total, np.float32)
     for r in range(n):
         for s in range(k):
             if values[r, s] != 0:
-                j = indices[r, s]
-                order[free[j]] = r * k + s
-                free[j] += 1
-    return starts, order
+                place = starts[indices[r, s] + 1]
+                of_row[place], weights[place] = r, values[r, s]
+                starts[indices[r, s] + 1] = place + 1
+    return starts[: d_sae + 1], of_row, weights
 
 
 @compiled
-def add_slots(
-    values: np.ndarray, order: np.ndarray, starts: np.ndarray, y: np.ndarray, k: int, first: int, last: int, out: np.ndarray
-) -> None:
-    """out[j] = sum of values[slot] y[slot // k] over the slots of j, for j in first..last-1."""
-    width = y.shape[1]
+def add_slots(weights: np.ndarray, of_row: np.ndarray, starts: np.ndarray, y: np.ndarray, first: int, last: int, out: np.ndarray) -> None:
+    """out[j] = sum of weights[place] y[of_row[place]] over the places of j, for j in first..last-1."""
     for j in range(first, last):
-        total = out[j]
-        total[:] = 0
-        for place in range(starts[j], starts[j + 1]):
-            slot = order[place]
-            v, row = values[slot], y[slot // k]
-            for c in range(width):
-                total[c] += v * row[c]
+        begin, end = starts[j], starts[j + 1]
+        out[j] = 0
+        add_weighted(weights[begin:end], y, of_row[begin:end], end - begin, out[j])
 
 
 @compiled

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sae.dictionaries.kernels.cpu import team
 from sae.dictionaries.kernels.cpu.loops import arrays, compiled
-from sae.dictionaries.kernels.cpu.scan import dot
+from sae.dictionaries.kernels.cpu.rows import dot
 
 BLOCK_BYTES = 1 << 19
 """What a member of the team takes at a time of each array."""
