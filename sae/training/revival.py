@@ -2,8 +2,8 @@
 
     row r is drawn with probability ~ |residual_r|^2;    d_j = residual_r / |residual_r|    (a codebook: c_j = x_r - b_dec)
 
-After Bricken et al. 2023 ("Towards monosemanticity", appendix on neuron resampling). An encoder's column becomes d_j with a fifth of the
-mean norm of the living ones, its bias 0; the optimiser's moments of the latent are cleared. AuxK revives without such jumps and is the
+After Bricken et al. 2023 ("Towards monosemanticity", appendix on neuron resampling). An encoder's column becomes d_j with the mean norm of the
+living ones, or a fifth of it where latents need not compete for k places, its bias 0; the optimiser's moments of the latent are cleared. AuxK revives without such jumps and is the
 default; resampling serves codebooks, which have no pre-activations, and pursuit atoms that nothing reaches.
 """
 
@@ -17,9 +17,10 @@ from sae.dictionaries.autoencoder import Autoencoder
 from sae.dictionaries.base import Dictionary
 from sae.errors import ConfigError
 from sae.training.optimisers import Optimiser
+from sae.training.world import World
 
 ENCODER_SHARE = 0.2
-"""Norm of a revived encoder column, as a share of the mean norm of the living ones."""
+"""Norm of a revived encoder column, as a share of the mean norm of the living ones, where the activation does not fix k."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,9 +52,14 @@ def resample_(
     optimiser: Optimiser,
     *,
     seed: int,
+    world: World | None = None,
 ) -> Bool[Tensor, "d_sae"]:
-    """Start dead latents anew from a batch, in place; returns which ones. At most one latent per row that has an error left."""
-    energy = residual.double().square().sum(1)
+    """Start dead latents anew from a batch, in place; returns which ones. At most one latent per row that has an error left.
+
+    With a `world` of several processes x and residual are this one's rows; all draw from the rows of all.
+    """
+    world = world or World()
+    energy = world.along_rows.concatenated(residual.double().square().sum(1))
     n_sources = int((energy > 0).sum())
     latents = dead.nonzero().view(-1)[:n_sources]
     revived = torch.zeros_like(dead)
@@ -62,14 +68,15 @@ def resample_(
     revived[latents] = True
     generator = torch.Generator(energy.device).manual_seed(seed)
     rows = torch.multinomial(energy, len(latents), generator=generator)
+    x, residual = world.taken(x, rows), world.taken(residual, rows)
     if not dictionary.unit_atoms:
-        dictionary.W_dec[latents] = x[rows] - dictionary.b_dec
+        dictionary.W_dec[latents] = x - dictionary.b_dec
     else:
-        dictionary.W_dec[latents] = torch.nn.functional.normalize(residual[rows], dim=1)
+        dictionary.W_dec[latents] = torch.nn.functional.normalize(residual, dim=1)
     if isinstance(dictionary, Autoencoder):
-        source = x[rows] if dictionary.is_transcoder else residual[rows]
+        source = x if dictionary.is_transcoder else residual
         norm = torch.linalg.vector_norm(dictionary.W_enc[:, ~dead], dim=0)
-        size = ENCODER_SHARE * (float(norm.mean()) if len(norm) else 1.0)
+        size = (ENCODER_SHARE if dictionary.k is None else 1.0) * (float(norm.mean()) if len(norm) else 1.0)
         dictionary.W_enc[:, latents] = size * torch.nn.functional.normalize(source, dim=1).T
         dictionary.b_enc[latents] = 0
     optimiser.forget_(latents, dictionary)
