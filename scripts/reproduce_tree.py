@@ -356,12 +356,13 @@ def main() -> None:
     if options.quick:
         options.seeds, options.steps, options.correlations = 3, 2500, [0.0]
     runs, results = grid(options), []
+    open_labels = list(dict.fromkeys(run.label for run in runs))
     for result in measure_all(runs, options.jobs):
         results.append(result)
         print(f"\r{len(results)} of {len(runs)} runs", end="", file=sys.stderr, flush=True)
+        while open_labels and sum(r.run.label == open_labels[0] for r in results) == sum(run.label == open_labels[0] for run in runs):
+            print_table(results, open_labels.pop(0))
     results.sort(key=lambda result: runs.index(result.run))
-    for label in dict.fromkeys(run.label for run in runs):
-        print_table(results, label)
     if options.experiment != "constant":
         print(f"\nPublished absorption (table 1, children N(1, 0.0025²) to N(1, 0.25²), 15,000 steps): {PUBLISHED}")
     if options.json:

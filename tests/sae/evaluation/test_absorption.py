@@ -18,6 +18,7 @@ from sae.synthetic.hierarchy import CHILDREN, CONSTANT, MEAN_L0, STANDARD, Ampli
 from sae.training.loop import TrainConfig, train
 from sae.training.objectives import ReconstructionObjective
 from sae.training.optimisers import OptimiserConfig
+from sae.training.schedules import KAnnealing
 
 FAMILIES = [(child, parent) for parent, children in CHILDREN.items() for child in children]
 
@@ -150,7 +151,9 @@ def test_what_does_not_fit_is_refused():
         probe_absorption(features[:3], codes, features, torch.zeros(20), [0])
 
 
-def trained(dictionary: Dictionary, n_steps: int, seed: int, amplitude: Amplitude = STANDARD) -> tuple[torch.Tensor, torch.Tensor]:
+def trained(
+    dictionary: Dictionary, n_steps: int, seed: int, amplitude: Amplitude = STANDARD, annealing: KAnnealing | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """(true features, atoms learned from the uncorrelated tree), the start shown to be at chance."""
     features = tree_features(torch.Generator().manual_seed(10_000 + seed))
     assert 0.33 < float(best_cosines(features, dictionary.W_dec).mean()) < 0.48  # 20 random directions in R^20: 0.41 +- 0.02
@@ -162,15 +165,16 @@ def trained(dictionary: Dictionary, n_steps: int, seed: int, amplitude: Amplitud
         decay_share=0.2,
         final_share=0.1,
         optimiser=OptimiserConfig(betas=(0.5, 0.9375)),
+        annealing=annealing,
     )
     for _ in train(dictionary, batches, ReconstructionObjective(), config):
         pass
     return features, dictionary.W_dec.detach()
 
 
-def pursuit(seed: int) -> MatchingPursuit:
+def pursuit(seed: int, k: int = 3) -> MatchingPursuit:
     """As in the paper's experiment, without a decoder bias."""
-    made = MatchingPursuit(PursuitConfig(d_in=20, d_sae=20, k=3), seed=seed)
+    made = MatchingPursuit(PursuitConfig(d_in=20, d_sae=20, k=k), seed=seed)
     made.b_dec.requires_grad_(False)
     return made
 
@@ -186,22 +190,22 @@ def absorption(features: torch.Tensor, dictionary: Dictionary, seed: int) -> flo
     return made.score
 
 
-def check_pursuit_recovers_the_tree(seed: int, n_steps: int) -> None:
-    dictionary = pursuit(seed)
-    features, atoms = trained(dictionary, n_steps, seed)
+def check_pursuit_recovers_the_tree(dictionary: MatchingPursuit, seed: int, n_steps: int, annealing: KAnnealing | None = None) -> None:
+    features, atoms = trained(dictionary, n_steps, seed, annealing=annealing)
     best = best_cosines(features, atoms)
     assert float(best.mean()) > 0.99 and float(best.min()) > 0.99
     assert abs(absorption(features, dictionary, seed)) < 0.02
 
 
 def test_pursuit_recovers_the_tree_without_absorption():
-    check_pursuit_recovers_the_tree(seed=0, n_steps=1500)
+    # From 4 selections down to 2, pursuit is there after 1,500 steps from every start tried; with 3 throughout, after 2,500.
+    check_pursuit_recovers_the_tree(pursuit(0, k=2), 0, 1500, KAnnealing(start=4.0, share=0.6))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_pursuit_recovers_the_tree_without_absorption_from_every_start(seed):
-    check_pursuit_recovers_the_tree(seed, n_steps=5000)
+    check_pursuit_recovers_the_tree(pursuit(seed), seed, 5000)
 
 
 @pytest.mark.slow
