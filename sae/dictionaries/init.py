@@ -24,7 +24,7 @@ MAX_MEDIAN_ROWS = 32_768
 MAX_GAIN_ROWS = 4_096
 """Rows of the sample that the encoder's gain and thresholds are fitted on."""
 START_L0 = 64
-"""Active latents per row at the start where the activation does not fix their number."""
+"""Active latents per row at the start where the activation does not fix their number; an eighth of them all in a small dictionary."""
 
 
 def geometric_median(x: Float[Tensor, "n d_in"], *, max_iterations: int = 100, tolerance: float = 1e-5) -> Float[Tensor, "d_in"]:
@@ -119,7 +119,8 @@ def set_thresholds_(dictionary: Autoencoder, centred: Float[Tensor, "n d_in"]) -
         return
     sample = centred[:512]
     pre_acts = (sample @ dictionary.W_enc).flatten().sort(descending=True).values
-    threshold = max(float(pre_acts[min(START_L0 * len(sample), len(pre_acts) - 1)]), 1e-3)
+    n_active = min(START_L0, max(1, dictionary.d_sae // 8))
+    threshold = max(float(pre_acts[n_active * len(sample)]), 1e-3)
     if isinstance(activation, JumpReLU):
         dictionary.log_threshold.fill_(math.log(threshold))
     else:

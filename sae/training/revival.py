@@ -3,8 +3,9 @@
     row r is drawn with probability ~ |residual_r|^2;    d_j = residual_r / |residual_r|    (a codebook: c_j = x_r - b_dec)
 
 After Bricken et al. 2023 ("Towards monosemanticity", appendix on neuron resampling). An encoder's column becomes d_j with the mean norm of the
-living ones, or a fifth of it where latents need not compete for k places, its bias 0; the optimiser's moments of the latent are cleared. AuxK revives without such jumps and is the
-default; resampling serves codebooks, which have no pre-activations, and pursuit atoms that nothing reaches.
+living ones, or a fifth of it where latents need not compete for k places, its bias 0; the optimiser's moments of the latent are cleared.
+AuxK revives without such jumps and is the default; resampling serves codebooks, which have no pre-activations, and pursuit atoms that
+nothing reaches.
 """
 
 from dataclasses import dataclass
