@@ -11,12 +11,12 @@ atoms on the sphere; without it, renormalising alone distorts the step (on the h
 atoms).
 """
 
-import itertools
 import logging
 import math
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
 import torch
@@ -27,11 +27,12 @@ from sae.dictionaries.base import Dictionary
 from sae.dictionaries.kernels.dispatch import gathered
 from sae.errors import ConfigError, SaeError
 from sae.fingerprint import to_json
-from sae.training.firing import tokens_since_fired
 from sae.training.objectives import Losses, Moment, Objective
 from sae.training.optimisers import Optimiser, OptimiserConfig
+from sae.training.peers import Peers
 from sae.training.revival import Resampling, resample_
 from sae.training.schedules import KAnnealing, learning_rate
+from sae.training.sharded import ShardedAutoencoder
 from sae.training.world import World
 
 logger = logging.getLogger(__name__)
@@ -107,6 +108,11 @@ class TrainState:
         averages = {name: parameter.detach().clone() for name, parameter in dictionary.named_parameters()} if config.ema_decay else {}
         return TrainState(config, Optimiser(dictionary, config.optimiser), since, averages)
 
+    def tensors(self) -> dict[str, Tensor]:
+        """The state's own tensors, by their names on disk."""
+        moments = {f"{moment}.{name}": tensor for name, moments in self.optimiser.moments.items() for moment, tensor in moments.items()}
+        return {"since_fired": self.since_fired, **moments, **{f"average.{name}": tensor for name, tensor in self.averages.items()}}
+
     @property
     def dead(self) -> Bool[Tensor, "d_sae"]:
         """Which latents have not fired for more than `dead_tokens` tokens."""
@@ -152,9 +158,9 @@ def train(
 
     To resume, pass the state of `load_training` with its dictionary, and batches that start at batch `state.step`: on a CPU the weights are
     then bit-equal to an uninterrupted run's. Draws no random numbers from the global generator. With a `world` of several processes each
-    passes its own share of the batches. Raises ConfigError if the state belongs to another configuration, and SaeError naming the step for
-    NaN or Inf in a batch, for a loss or a gradient that is not finite or diverges, and if the batches end early; the dictionary is then as
-    the last whole step left it.
+    passes its own share of the batches (`world.rows`); all start from the first one's weights and state and stay the same. Raises
+    ConfigError if the state belongs to another configuration, and SaeError naming the step for NaN or Inf in a batch, for a loss or a
+    gradient that is not finite or diverges, and if the batches end early; the dictionary is then as the last whole step left it.
     """
     state = state or TrainState.start(dictionary, config)
     for each in fields(TrainConfig):
@@ -163,33 +169,63 @@ def train(
             raise ConfigError(f"config.{each.name} must be that of the resumed run, {theirs}, got {ours} (train)")
     if config.annealing and dictionary.k is None:
         raise ConfigError("annealing must be absent for a dictionary without a fixed k (train)")
-    return _steps(dictionary, iter(batches), objective, config, state, world or World())
+    world = world or World()
+    if isinstance(dictionary, ShardedAutoencoder) and config.resampling:
+        raise ConfigError("resampling must be absent for a sharded dictionary: AuxK revives its dead latents (train)")
+    shards = dictionary.shards if isinstance(dictionary, ShardedAutoencoder) else Peers()
+    if shards.size != world.along_latents.size:
+        raise ConfigError(f"dictionary must be sharded over the world's {world.along_latents.size} processes, got {shards.size} (train)")
+    own = [*dictionary.parameters(), *dictionary.buffers(), *state.tensors().values()]
+    world.begin_(own, _description(dictionary, objective, config, state))
+    return _steps(dictionary, iter(batches), objective, config, state, world)
+
+
+def _description(dictionary: Dictionary, objective: Objective, config: TrainConfig, state: TrainState) -> dict[str, Any]:
+    """What must be the same in all processes, besides tensors."""
+    where = {"step": state.step, "n_tokens": state.n_tokens, "pressure": state.pressure, **dictionary.scales}
+    kinds = {"dictionary": type(dictionary).__name__, "objective": type(objective).__name__}
+    frozen = [value for value in (dictionary.config, config, objective) if is_dataclass(value)]
+    return {**kinds, **where, "config": to_json(frozen)}
 
 
 def _steps(
     dictionary: Dictionary, batches: Iterator[Batch], objective: Objective, config: TrainConfig, state: TrainState, world: World
 ) -> Iterator[Step]:
-    # islice takes exactly the batches that are needed from an iterator that others may share.
-    for batch in itertools.islice(batches, config.n_steps - state.step):
+    # next takes exactly the batches that are needed from an iterator that others may share.
+    while state.step < config.n_steps:
+        with world.together():
+            batch = next(batches, None)
+            if batch is None:
+                raise SaeError(f"batches ended after {state.step} steps, n_steps={config.n_steps} were asked for (train)")
+            with gathered(dictionary.W_dec), _blamed_on_batch(state.step):
+                x, target = _scaled(dictionary, batch)
         with gathered(dictionary.W_dec):
-            step = _step(dictionary, batch, objective, config, state, world)
+            step = _step(dictionary, x, target, objective, config, state, world.at(len(x)))
         yield step
-    if state.step < config.n_steps:
-        raise SaeError(f"batches ended after {state.step} steps, n_steps={config.n_steps} were asked for (train)")
 
 
-def _step(dictionary: Dictionary, batch: Batch, objective: Objective, config: TrainConfig, state: TrainState, world: World) -> Step:
+def _scaled(dictionary: Dictionary, batch: Batch) -> tuple[Tensor, Tensor | None]:
+    acts, acts_out = batch if isinstance(batch, tuple) else (batch, None)
+    return dictionary.scaled(acts), None if acts_out is None else dictionary.scaled_target(acts_out)
+
+
+@contextmanager
+def _blamed_on_batch(step: int) -> Iterator[None]:
+    try:
+        yield
+    except SaeError as error:
+        raise SaeError(f"bad batch at step {step}: {error}") from error
+
+
+def _step(
+    dictionary: Dictionary, x: Tensor, target: Tensor | None, objective: Objective, config: TrainConfig, state: TrainState, world: World
+) -> Step:
     rate = learning_rate(
         state.step, peak=config.learning_rate, n_steps=config.n_steps, warmup_steps=config.warmup_steps, decay_share=config.decay_share,
         final_share=config.final_share,
     )  # fmt: skip
-    acts, acts_out = batch if isinstance(batch, tuple) else (batch, None)
-    try:
-        x = dictionary.scaled(acts)
-        target = None if acts_out is None else dictionary.scaled_target(acts_out)
+    with _blamed_on_batch(state.step):
         losses = objective(dictionary, x, target, _moment(dictionary, config, state, world))
-    except SaeError as error:
-        raise SaeError(f"bad batch at step {state.step}: {error}") from error
     loss, fvu = world.total(losses.total.detach()).item(), losses.fvu.item()
     if not (math.isfinite(loss) and fvu <= DIVERGED_FVU):
         raise SaeError(f"the loss diverged at step {state.step}: loss {loss:.4g}, fvu {fvu:.4g} (train)")
@@ -214,7 +250,7 @@ def _update_(dictionary: Dictionary, loss: Tensor, state: TrainState, rate: floa
         parameter.grad = None
     loss.backward()
     world.reduce_gradients_(list(dictionary.parameters()))
-    norm = state.optimiser.step_(dictionary, rate)
+    norm = state.optimiser.step_(dictionary, rate, world)
     if state.averages:
         keep = min(state.config.ema_decay, (1 + state.step) / (10 + state.step))
         with torch.no_grad():
@@ -225,14 +261,14 @@ def _update_(dictionary: Dictionary, loss: Tensor, state: TrainState, rate: floa
 
 def _take_note_(dictionary: Dictionary, x: Tensor, losses: Losses, state: TrainState, world: World) -> None:
     """Count the step and what fired in it, and start dead latents anew where that is due."""
-    dictionary.settle_(losses.codes)
+    world.settle_(dictionary, losses.codes)
     all_dead = bool(state.dead.all())
-    state.since_fired = world.reduce_since_fired(tokens_since_fired(state.since_fired, losses.codes))
+    state.since_fired = world.since_fired(state.since_fired, losses.codes)
     state.step += 1
-    state.n_tokens += round(float(world.total(torch.tensor(float(len(x)), dtype=torch.float64))))
+    state.n_tokens += world.n_rows
     resampling = state.config.resampling
     if resampling and resampling.is_due(state.step, state.config.n_steps):
-        revived = resample_(dictionary, x, losses.residual, state.dead, state.optimiser, seed=state.step)
+        revived = resample_(dictionary, x, losses.residual, state.dead, state.optimiser, seed=state.step, world=world)
         state.since_fired = state.since_fired.masked_fill(revived, 0)
         if bool(revived.any()):
             logger.info("step %d: %d dead latents started anew", state.step, int(revived.sum()))

@@ -104,7 +104,7 @@ class ReconstructionObjective:
     ) -> Losses:
         """The loss. Raises SaeError if all rows to be explained are equal: FVU is not defined."""
         variance = _variance(x if target is None else target, moment.world)
-        explained = dictionary.explain(x, self.ask(dictionary, target, moment))
+        explained = moment.world.explain(dictionary, x, self.ask(dictionary, target, moment))
         return self.losses(dictionary, explained, explained.error / variance, variance, moment)
 
     def ask(self, dictionary: Dictionary, target: Float[Tensor, "n d_out"] | None, moment: Moment, prefixes: tuple[int, ...] = ()) -> Ask:
@@ -119,12 +119,16 @@ class ReconstructionObjective:
     ) -> Losses:
         """The whole loss, for the measure of fit that takes the place of FVU."""
         world, total = moment.world, fit + explained.gate_error / variance
-        if bool(moment.dead.any()) and bool(explained.revival > 0):
+        if self.aux_coefficient and bool(moment.dead.any()):
             left = world.variance(explained.residual)
-            total = total + self.aux_coefficient * explained.revival / left if bool(left > 0) else total
-        total = total + moment.pressure * self.sparsity_coefficient / world.size * explained.penalty / math.sqrt(dictionary.d_in)
-        fvu, l0 = world.total(explained.error.detach() / variance), world.mean(explained.l0)
-        return Losses(total, fvu, explained.codes, explained.residual, l0, self._next_pressure(moment.pressure, l0))
+            if bool(explained.revival > 0) and bool(left > 0):
+                total = total + self.aux_coefficient * explained.revival / left
+        sparsity = world.share * explained.penalty / math.sqrt(dictionary.d_in)
+        total = total + moment.pressure * self.sparsity_coefficient * sparsity
+        own = [float(explained.error.detach() / variance), world.share * explained.l0]
+        fvu, l0 = world.total(torch.tensor(own, dtype=torch.float64, device=total.device)).unbind()
+        pressure = self._next_pressure(moment.pressure, float(l0))
+        return Losses(total, fvu, explained.codes, explained.residual, float(l0), pressure)
 
     def k_aux(self, d_in: int) -> int:
         """Dead latents asked per row: aux_share * d_in rounded to a power of two (in the logarithm)."""
@@ -163,7 +167,7 @@ class MatryoshkaObjective:
         """The loss. Raises SaeError if all rows to be explained are equal: FVU is not defined."""
         variance = _variance(x if target is None else target, moment.world)
         prefixes = self.prefixes(dictionary.d_sae, moment.step)
-        explained = dictionary.explain(x, self.terms.ask(dictionary, target, moment, prefixes))
+        explained = moment.world.explain(dictionary, x, self.terms.ask(dictionary, target, moment, prefixes))
         return self.terms.losses(dictionary, explained, explained.prefix_errors.mean() / variance, variance, moment)
 
     def prefixes(self, d_sae: int, step: int) -> tuple[int, ...]:
@@ -202,7 +206,7 @@ class MultiTopKObjective:
             raise ConfigError("dictionary must have a fixed k, got an activation without one (MultiTopKObjective)")
         losses = self.terms(dictionary, x, target, moment)
         variance = _variance(x if target is None else target, moment.world)
-        wider = dictionary.explain(x, Ask(target=target, k=min(self.factor * k, dictionary.d_sae)))
+        wider = moment.world.explain(dictionary, x, Ask(target=target, k=min(self.factor * k, dictionary.d_sae)))
         return losses._replace(total=losses.total + self.coefficient * wider.error / variance)
 
 

@@ -22,6 +22,8 @@ from torch import Tensor
 from sae.dictionaries.base import Dictionary
 from sae.dictionaries.kernels.dispatch import kernels_for
 from sae.errors import ConfigError, SaeError
+from sae.training.sharded import total_squares
+from sae.training.world import World
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,12 +63,13 @@ class Optimiser:
         }
 
     @torch.no_grad()
-    def step_(self, dictionary: Dictionary, rate: float) -> float:
+    def step_(self, dictionary: Dictionary, rate: float, world: World | None = None) -> float:
         """Move the parameters of `dictionary` along their gradients, in place; returns the gradient's norm before clipping.
 
         Raises SaeError if the gradient is not finite; nothing is changed then.
         """
-        norm = math.sqrt(sum(self._prepare(dictionary, name, parameter) for name, parameter in _trained(dictionary)))
+        squares = {name: self._prepare(dictionary, name, parameter) for name, parameter in _trained(dictionary)}
+        norm = (world or World()).agreed(math.sqrt(total_squares(dictionary, squares)))
         if not math.isfinite(norm):
             raise SaeError(f"the gradient is not finite at step {self.n_steps} (Optimiser)")
         scale = min(1.0, self.config.clip_norm / (norm + 1e-6))

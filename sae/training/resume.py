@@ -12,8 +12,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from sae.dictionaries.base import Dictionary
 from sae.dictionaries.checkpoint import load_dictionary, write_dictionary
 from sae.errors import ConfigError, FormatError
@@ -29,18 +27,26 @@ def save_training(folder: str | Path, dictionary: Dictionary, state: TrainState,
     if keep < 1:
         raise ConfigError(f"keep must be at least 1, got {keep} (save_training)")
     folder = Path(folder)
-    tensors = _tensors(state)
     path = folder / f"step-{state.step:08d}"
     with atomic_folder(path) as temporary:
         write_dictionary(dictionary, temporary)
-        save_tensors(temporary / "training.safetensors", tensors)
-        record = {"format": FORMAT, "step": state.step, "n_tokens": state.n_tokens}
-        record |= {"pressure": state.pressure, "config": to_json(state.config)}
-        write_json(temporary / "training.json", record)
+        save_tensors(temporary / "training.safetensors", state.tensors())
+        write_record(temporary / "training.json", state)
+    remove_old(folder, path, keep)
+    return path
+
+
+def remove_old(folder: Path, path: Path, keep: int) -> None:
+    """Remove all checkpoints of `folder` but the newest `keep` and `path`."""
     for old in checkpoints(folder)[:-keep]:
         if old != path:
             shutil.rmtree(old)
-    return path
+
+
+def write_record(path: Path, state: TrainState) -> None:
+    """Write what a state holds besides tensors."""
+    record = {"format": FORMAT, "step": state.step, "n_tokens": state.n_tokens}
+    write_json(path, record | {"pressure": state.pressure, "config": to_json(state.config)})
 
 
 def checkpoints(folder: str | Path) -> list[Path]:
@@ -53,19 +59,11 @@ def load_training(folder: str | Path) -> tuple[Dictionary, TrainState]:
 
     Give both to `train` with batches that start at batch `state.step`. Raises FormatError if there is none or if it is damaged.
     """
-    folder = Path(folder)
-    if not (folder / "training.json").exists():
-        found = checkpoints(folder)
-        if not found:
-            raise FormatError(f"{folder} has no training checkpoint (step-...)")
-        folder = found[-1]
+    folder = newest(folder)
     dictionary = load_dictionary(folder)
-    record = _record(folder / "training.json")
+    state = read_record(folder / "training.json", dictionary)
     tensors = load_tensors(folder / "training.safetensors")
-    state = TrainState.start(dictionary, record["config"])
-    state.step, state.n_tokens, state.pressure = record["step"], record["n_tokens"], record["pressure"]
-    state.optimiser.n_steps = state.step
-    expected = _tensors(state)
+    expected = state.tensors()
     if set(tensors) != set(expected):
         raise FormatError(f"{folder / 'training.safetensors'}: missing or unexpected tensors {sorted(set(tensors) ^ set(expected))}")
     for name, tensor in expected.items():
@@ -75,10 +73,24 @@ def load_training(folder: str | Path) -> tuple[Dictionary, TrainState]:
     return dictionary, state
 
 
-def _tensors(state: TrainState) -> dict[str, Tensor]:
-    """The state's own tensors by their names on disk."""
-    moments = {f"{moment}.{name}": tensor for name, moments in state.optimiser.moments.items() for moment, tensor in moments.items()}
-    return {"since_fired": state.since_fired, **moments, **{f"average.{name}": tensor for name, tensor in state.averages.items()}}
+def newest(folder: str | Path) -> Path:
+    """The newest checkpoint in `folder`, or `folder` itself if it is one. Raises FormatError if there is none."""
+    folder = Path(folder)
+    if (folder / "training.json").exists():
+        return folder
+    found = checkpoints(folder)
+    if not found:
+        raise FormatError(f"{folder} has no training checkpoint (step-...)")
+    return found[-1]
+
+
+def read_record(path: Path, dictionary: Dictionary) -> TrainState:
+    """The state that `write_record` wrote, its tensors still those of a start. Raises FormatError if the file is damaged."""
+    record = _record(path)
+    state = TrainState.start(dictionary, record["config"])
+    state.step, state.n_tokens, state.pressure = record["step"], record["n_tokens"], record["pressure"]
+    state.optimiser.n_steps = state.step
+    return state
 
 
 def _record(path: Path) -> dict[str, Any]:
