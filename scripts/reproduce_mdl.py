@@ -139,9 +139,7 @@ def parts(choice: Choice) -> Figure:
         Series("dictionary", widths, tuple(length.dictionary_bits for length in lengths)),
     )
     caption = "A wider dictionary needs longer indices and more atoms; it can afford coarser values at the same distortion."
-    return Figure(
-        f"Where the bits go, k = {k}", Axis("width d_sae", scale="log"), Axis("bits per digit", scale="log"), series, caption=caption
-    )
+    return Figure(f"Where the bits go, k = {k}", Axis("width d_sae", scale="log"), Axis("bits per digit"), series, caption=caption)
 
 
 def figures(main: Choice, held_out: Choice, by_target: dict[float, Choice]) -> list[Figure]:
