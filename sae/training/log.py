@@ -56,7 +56,7 @@ class Record:
         values = {name: getattr(step, name) for name in shared}
         return Record(step=step.index, n_revived=n_revived, tokens_per_second=tokens_per_second, **values)
 
-    def json(self) -> dict[str, float | None]:
+    def json(self) -> dict[str, int | float | None]:
         """The record as JSON, null for what is not finite."""
         return {name: value if math.isfinite(value) else None for name, value in asdict(self).items()}
 

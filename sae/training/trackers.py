@@ -21,7 +21,7 @@ REMOTE = ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL")
 class Tracker(Protocol):
     """What receives the numbers of a run."""
 
-    def log(self, values: Mapping[str, float], step: int) -> None:
+    def log(self, values: Mapping[str, int | float], step: int) -> None:
         """Take the numbers of one step."""
         ...
 
@@ -36,7 +36,7 @@ class _Run:
     def __init__(self, run: Any):
         self._run = run
 
-    def log(self, values: Mapping[str, float], step: int) -> None:
+    def log(self, values: Mapping[str, int | float], step: int) -> None:
         self._run.log(dict(values), step=step)
 
     def finish(self) -> None:
