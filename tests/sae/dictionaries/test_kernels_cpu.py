@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sae.dictionaries.kernels import reference
-from sae.dictionaries.kernels.cpu import dense, memory, rough, selection, sparse, team, updates
+from sae.dictionaries.kernels.cpu import dense, memory, revival, rough, selection, sparse, team, updates
 from sae.dictionaries.kernels.cpu.rough import rough_input, rough_rows
 from sae.dictionaries.kernels.cpu.selection import top, top_in
 from sae.dictionaries.kernels.reference import Slots
@@ -328,3 +328,39 @@ def test_recycled_memory_is_not_shared_between_living_tensors():
     assert memory.recycled(1024, 1024).data_ptr() != address  # a view keeps it
     del view
     assert memory.recycled(1024, 1024).data_ptr() == address
+
+
+def revival_by_autograd(x, residual, rows_enc, bias, rows_dec, kept):
+    """(error, gradients) in float64 with the kept entries given."""
+    leaves = [tensor.double().requires_grad_() for tensor in (rows_enc, bias, rows_dec)]
+    answers = (x.double() @ leaves[0].T + leaves[1]) * kept
+    error = (residual.double() - answers @ leaves[2]).square().sum()
+    return float(error), torch.autograd.grad(error, leaves)
+
+
+@pytest.mark.parametrize(("n", "m", "k"), [(300, 130, 200), (300, 130, 20), (7, 3, 1)])
+@pytest.mark.parametrize("precision", ["bfloat16", "float32"])
+def test_revival_and_its_gradient_are_those_of_autograd(n, m, k, precision, monkeypatch):
+    monkeypatch.setattr(revival, "available", lambda: (precision, "float32"))
+    x, residual, bias = draw(n, 48), draw(n, 40, seed=1), 0.3 * draw(m)
+    rows_enc, rows_dec = draw(m, 48, seed=2) / 7, draw(m, 40, seed=3) / 6
+    got = revival.revive(x, residual, rows_enc, bias, rows_dec, k)
+    answers = x @ rows_enc.T + bias
+    if precision == "bfloat16":  # which of two nearly equal answers is kept depends on their rounding; count only clear cases
+        answers = (x.bfloat16() @ rows_enc.bfloat16().T).float() + bias
+    kept = answers.clone()
+    dense.keep_largest_(kept, k)
+    error, gradients = revival_by_autograd(x, residual, rows_enc, bias, rows_dec, kept > 0)
+    tolerance = 1e-5 if precision == "float32" else 1.5e-2
+    assert got.error == pytest.approx(error, rel=tolerance)
+    for ours, theirs in zip((got.grad_enc, got.grad_bias, got.grad_dec), gradients, strict=True):
+        assert (ours.double() - theirs).norm() <= tolerance * theirs.norm()
+
+
+def test_revival_of_silent_latents_is_the_residual_itself():
+    x, residual, rows = draw(30, 16), draw(30, 16, seed=1), draw(5, 16, seed=2)
+    got = revival.revive(x, residual, rows, torch.full((5,), -1e3), rows, 2)
+    assert got.error == pytest.approx(float(residual.double().square().sum()), rel=1e-6)
+    assert not got.grad_enc.any()
+    assert not got.grad_bias.any()
+    assert not got.grad_dec.any()

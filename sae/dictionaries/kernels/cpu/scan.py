@@ -9,7 +9,7 @@ import numpy as np
 
 from sae.dictionaries.kernels.cpu.loops import LOWEST_KEY, compiled, compiled_finite, kth_key, order_keys
 from sae.dictionaries.kernels.cpu.rows import dots
-from sae.dictionaries.kernels.cpu.vectors import GROUP, bits_above, lowest_bit
+from sae.dictionaries.kernels.cpu.vectors import LANES, list_above
 
 OVERFLOW = -1
 """Count of a row whose candidates did not fit."""
@@ -30,33 +30,35 @@ def scan(
     capacity = upper.shape[1]
     mask = np.int32(0x7FFFFFFF) if signed else np.int32(-1)
     w_scale, w_spread, w_bias = w_scale[first : first + width], spread[first : first + width], bias[first : first + width]
-    keys = np.empty(capacity + 64, np.int32)
+    keys, places = np.empty(capacity + 64, np.int32), np.empty(width + LANES, np.int32)
+    vectors = width // LANES * LANES
     for r in range(n):
         if counts[r] == OVERFLOW:
             continue
-        tile, s, t, high, low, numbers = rough[r], x_scale[r], slack[r], upper[r], lower[r], latents[r]
+        s, t = x_scale[r], slack[r]
         if first == 0:
-            floors[r] = max(floors[r], first_floor(tile, s, t, w_scale, w_spread, w_bias, signed, k))
-        count, floor = counts[r], floors[r]
-        for start in range(0, width, GROUP):
-            if start + GROUP <= width:
-                bits = bits_above(tile, w_scale, w_bias, w_spread, start, s, t, floor, mask)
-                if bits == 0:
-                    continue
-            else:
-                bits = np.uint64((1 << (width - start)) - 1)
-            if count + GROUP > capacity:
-                count, floor = shrink(count, floor, k, t == 0, high, low, numbers, keys)
-                if count + GROUP > capacity:
+            floors[r] = max(floors[r], first_floor(rough[r], s, t, w_scale, w_spread, w_bias, signed, k))
+        count, floor, n_places = np.int64(counts[r]), floors[r], 0
+        for start in range(0, vectors, LANES):
+            n_places = list_above(rough, w_scale, w_bias, w_spread, r, start, s, t, floor, mask, places, n_places)
+        for c in range(vectors, width):
+            places[n_places] = c
+            n_places += 1
+        for place in range(n_places):
+            c = places[place]
+            p = s * w_scale[c] * np.float32(rough[r, c]) + w_bias[c]
+            p, off = abs(p) if signed else p, t * w_spread[c]
+            if not p + off > floor:
+                continue
+            if count == capacity:
+                count, floor = shrink(count, floor, k, t == 0, upper[r], lower[r], latents[r], keys)
+                if count == capacity:
                     count = OVERFLOW
                     break
-            while bits != 0:
-                c = start + np.int64(lowest_bit(bits))
-                bits &= bits - np.uint64(1)
-                p = s * w_scale[c] * np.float32(tile[c]) + w_bias[c]
-                p, off = abs(p) if signed else p, t * w_spread[c]
-                high[count], low[count], numbers[count] = p + off, p - off, first + c
-                count += np.int32(p + off > floor)
+                if not p + off > floor:
+                    continue
+            upper[r, count], lower[r, count], latents[r, count] = p + off, p - off, first + c
+            count += 1
         counts[r], floors[r] = count, floor
 
 

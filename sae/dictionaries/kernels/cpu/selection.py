@@ -14,11 +14,10 @@ from sae.dictionaries.kernels.cpu.loops import arrays
 from sae.dictionaries.kernels.cpu.memory import recycled
 from sae.dictionaries.kernels.cpu.rough import Precision, Rough, available, rough_input, rough_rows
 from sae.dictionaries.kernels.cpu.scan import OVERFLOW, scan, settle
-from sae.dictionaries.kernels.cpu.vectors import GROUP
 from sae.dictionaries.kernels.reference import Slots
 
-BLOCK_ROWS, TILE_LATENTS = 256, 1024
-"""Inputs and latents of one tile."""
+MAX_BLOCK_ROWS, TILE_LATENTS = 512, 1024
+"""Inputs and latents of one tile, at most."""
 MIN_ROWS, MIN_WIDTH = 64, 16
 """Fewer inputs do not repay rounding the weights, narrower ones leave nothing to save; torch._int_mm is wrong for width 1."""
 
@@ -55,15 +54,16 @@ def _select(precision: Precision, x: Tensor, rows: Tensor, bias: Tensor, signed:
     """Fill the slots of every row that the precision suffices for; the numbers of the others."""
     n, d_sae, k = len(x), len(rows), slots.values.shape[1]
     rough = rough_rows(rows, x, precision)
-    capacity = min(4 * k + 2 * GROUP, d_sae) + GROUP
+    capacity = min(4 * k + 128, d_sae)
     overflowed = torch.zeros(n, dtype=torch.bool)
+    n_rows = min(MAX_BLOCK_ROWS, 16 * (n // (32 * team.size()) + 1))  # two blocks or more for each member
 
     def block(b: int) -> None:
-        part = slice(b * BLOCK_ROWS, (b + 1) * BLOCK_ROWS)
+        part = slice(b * n_rows, (b + 1) * n_rows)
         done = Slots(slots.values[part], slots.indices[part])
         overflowed[part] = _select_block(rough, x[part], rows, bias, signed, done, capacity)
 
-    team.each(block, -(-n // BLOCK_ROWS))
+    team.each(block, -(-n // n_rows))
     return overflowed.nonzero().view(-1)
 
 
