@@ -14,7 +14,7 @@ values. Architectures of the one-layer family differ in nothing else. A new one 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -43,6 +43,9 @@ class Active:
 @dataclass(frozen=True)
 class _Activation:
     """What every activation can do; the defaults are those of one without parameters."""
+
+    selects: ClassVar[bool] = False
+    """Whether the values are the kept pre-activations themselves and k alone decides how many: one kernel then does the whole step."""
 
     def check(self, d_sae: int) -> None:
         """Raises ConfigError where the options do not suit d_sae latents."""
@@ -91,6 +94,7 @@ class ReLU(_Activation):
 class TopK(_Activation):
     """The k largest pre-activations of each row, rectified. Homogeneous: TopK(c * a) = c * TopK(a) for c > 0."""
 
+    selects: ClassVar[bool] = True
     k: int = 32
     """Active latents per row."""
     kind: Literal["top_k"] = "top_k"
@@ -114,6 +118,7 @@ class TopK(_Activation):
 class AbsTopK(_Activation):
     """The k pre-activations of each row that are largest in size, with their signs: a latent then stands for two opposite directions."""
 
+    selects: ClassVar[bool] = True
     k: int = 32
     """Active latents per row."""
     kind: Literal["abs_top_k"] = "abs_top_k"
@@ -140,6 +145,7 @@ class BatchTopK(_Activation):
     codes do not depend on its batch; before any training it is 0. A row may have no active latent.
     """
 
+    selects: ClassVar[bool] = True
     k: float = 32.0
     """Active latents per row, on average."""
     kind: Literal["batch_top_k"] = "batch_top_k"

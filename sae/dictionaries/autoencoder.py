@@ -19,11 +19,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sae.dictionaries import kernels
-from sae.dictionaries.activations import Activation, Active, JumpReLU, TopK
+from sae.dictionaries.activations import Activation, Active, TopK
 from sae.dictionaries.base import Dictionary, check_widths, random_atoms
 from sae.dictionaries.codes import SparseCodes
 from sae.dictionaries.explained import Ask, Explained, prefix_errors
-from sae.dictionaries.kernels import Encoded
 from sae.dictionaries.scaling import Scaling
 from sae.errors import ConfigError
 
@@ -114,8 +113,8 @@ class Autoencoder(Dictionary):
 
     def code(self, x: Float[Tensor, "n d_in"]) -> SparseCodes:
         """Codes of scaled activations: by falling value for TopK, falling size for AbsTopK, rising latent otherwise."""
-        active, encoded = self._activate(x, self.config.activation, training=False)
-        return SparseCodes.of_slots(encoded.indices, active.values, self.d_sae)
+        active, slots = self._activate(x, self.config.activation, training=False)
+        return SparseCodes.of_slots(slots.indices, active.values, self.d_sae)
 
     def forward(self, acts: Float[Tensor, "n d_in"]) -> Float[Tensor, "n d_out"]:
         """decode(encode(acts)), and a transcoder's linear path where it has one."""
@@ -131,30 +130,42 @@ class Autoencoder(Dictionary):
             wanted = "given for a transcoder" if self.is_transcoder else "absent for an autoencoder"
             raise ConfigError(f"target must be {wanted} (Autoencoder)")
         activation = self.config.activation if ask.k is None else self.config.activation.with_k(ask.k)
-        active, encoded = self._activate(x, activation, training=True, asked=ask.latents)
         target = x if ask.target is None else ask.target
         if self.config.skip:
             target = target - x @ self.W_skip
-        errors = self._errors(Encoded(active.values, encoded.indices, encoded.answers), target, ask)
-        zero = errors.error.new_zeros(())
-        gate_error = zero
+        if activation.selects and not ask.prefixes:
+            rule, shift = activation.rule(self._weights(), training=True), self._shift
+            encoder, decoder = (self.W_enc, self.b_enc), (self.W_dec, self.b_dec)
+            errors = kernels.explain(x, shift, encoder, decoder, target, rule, ask.latents, ask.k_aux)
+            zero = errors.error.new_zeros(())
+            return self._explained(errors.error, errors.residual, errors.slots, errors.revival, zero, zero, zero.expand(0))
+        return self._explain_by_parts(x, target, activation, ask)
+
+    def _explain_by_parts(self, x: Tensor, target: Tensor, activation: Activation, ask: Ask) -> Explained:
+        active, slots = self._activate(x, activation, training=True)
+        residual = target - self.b_dec - kernels.weighted_rows(active.values, slots.indices, self.W_dec)
+        error = residual.square().sum()
+        zero = error.new_zeros(())
+        revival, gate_error, nested = zero, zero, zero.expand(0)
+        if ask.latents is not None:
+            centred, asked = x if self._shift is None else x - self._shift, ask.latents
+            revival = kernels.revive(centred, residual, self.W_enc.T[asked], self.b_enc[asked], self.W_dec[asked], ask.k_aux)
         if active.gates is not None:
-            frozen = kernels.weighted_rows(active.gates, encoded.indices, self.W_dec.detach()) + self.b_dec.detach()
+            frozen = kernels.weighted_rows(active.gates, slots.indices, self.W_dec.detach()) + self.b_dec.detach()
             gate_error = (target.detach() - frozen).square().sum()
-        nested = zero.expand(0)
         if ask.prefixes:
-            nested = prefix_errors(active.values, encoded.indices, self.W_dec, target - self.b_dec, ask.prefixes)
-        codes = SparseCodes.of_slots(encoded.indices, active.values.detach(), self.d_sae)
+            nested = prefix_errors(active.values, slots.indices, self.W_dec, target - self.b_dec, ask.prefixes)
+        slots = kernels.Slots(active.values, slots.indices)
+        return self._explained(error, residual.detach(), slots, revival, active.penalty, gate_error, nested)
+
+    def _explained(
+        self, error: Tensor, residual: Tensor, slots: kernels.Slots, revival: Tensor, penalty: Tensor, gate_error: Tensor, nested: Tensor
+    ) -> Explained:
+        codes = SparseCodes.of_slots(slots.indices, slots.values.detach(), self.d_sae)
         return Explained(
-            error=errors.error,
-            residual=errors.residual,
-            codes=codes,
-            l0=float(codes.counts.double().mean()),
-            revival=errors.revival,
-            penalty=active.penalty,
-            gate_error=gate_error,
-            prefix_errors=nested,
-        )
+            error=error, residual=residual, codes=codes, l0=float(codes.counts.double().mean()), revival=revival, penalty=penalty,
+            gate_error=gate_error, prefix_errors=nested,
+        )  # fmt: skip
 
     def settle_(self, codes: SparseCodes) -> None:
         """BatchTopK's threshold takes note of the smallest value of a training batch."""
@@ -197,21 +208,14 @@ class Autoencoder(Dictionary):
         folded.load_state_dict(state)
         return folded
 
-    def _activate(self, x: Tensor, activation: Activation, *, training: bool, asked: Tensor | None = None) -> tuple[Active, Encoded]:
+    def _activate(self, x: Tensor, activation: Activation, *, training: bool) -> tuple[Active, kernels.Slots]:
         weights = self._weights()
-        shift = None if self.is_transcoder else self.b_dec
-        encoded = kernels.encode(x, shift, self.W_enc, self.b_enc, activation.rule(weights, training=training), asked)
-        return activation.activate(encoded.values, encoded.indices, weights), encoded
+        slots = kernels.encode(x, self._shift, self.W_enc, self.b_enc, activation.rule(weights, training=training))
+        return activation.activate(slots.values, slots.indices, weights), slots
 
-    def _errors(self, encoded: Encoded, target: Tensor, ask: Ask) -> kernels.Errors:
-        if not isinstance(self.config.activation, JumpReLU):
-            return kernels.squared_error(encoded, self.W_dec, self.b_dec, target, ask.latents, ask.k_aux)
-        # JumpReLU's slots just below their thresholds have value 0 and yet a gradient, so they go through the product that gives them one.
-        residual = target - self.b_dec - kernels.weighted_rows(encoded.values, encoded.indices, self.W_dec)
-        nothing = Encoded(encoded.values.new_zeros(len(target), 1), encoded.indices.new_zeros(len(target), 1), encoded.answers)
-        fixed = self.b_dec.detach()
-        rest = kernels.squared_error(nothing, self.W_dec, fixed, residual.detach() + fixed, ask.latents, ask.k_aux)
-        return kernels.Errors(residual.square().sum(), rest.revival, residual.detach())
+    @property
+    def _shift(self) -> Tensor | None:
+        return None if self.is_transcoder else self.b_dec
 
     def _weights(self) -> dict[str, Tensor]:
         names = [*self.config.activation.parameters(self.d_sae), *self.config.activation.state()]

@@ -19,7 +19,7 @@ from sae.dictionaries import kernels
 from sae.dictionaries.base import Dictionary, check_widths, random_atoms
 from sae.dictionaries.codes import SparseCodes
 from sae.dictionaries.explained import Ask, Explained
-from sae.dictionaries.kernels import Encoded, Top
+from sae.dictionaries.kernels import Top
 from sae.dictionaries.scaling import Scaling
 from sae.errors import ConfigError
 
@@ -75,11 +75,11 @@ class Codebook(Dictionary):
         if ask.target is not None or ask.prefixes:
             raise ConfigError(f"{'target' if ask.target is not None else 'prefixes'} must be absent (Codebook)")
         codes = self._chosen(x, self.config.k if ask.k is None else round(ask.k))
-        slots = Encoded(codes.values, codes.indices, x.new_zeros(len(x), 0))
-        errors = kernels.squared_error(slots, self.W_dec, self.b_dec, x)
-        zero = errors.error.new_zeros(())
+        residual = x - self.reconstruct(codes)
+        error = residual.square().sum()
+        zero = error.new_zeros(())
         return Explained(
-            error=errors.error, residual=errors.residual, codes=codes, l0=float(codes.k_max), revival=zero, penalty=zero, gate_error=zero,
+            error=error, residual=residual.detach(), codes=codes, l0=float(codes.k_max), revival=zero, penalty=zero, gate_error=zero,
             prefix_errors=zero.expand(0),
         )  # fmt: skip
 

@@ -41,8 +41,9 @@ def test_the_objective_and_every_gradient_are_those_of_dense_autograd(k_aux):
     x_hat = torch.zeros_like(pre_acts).scatter(1, top.indices, top.values.relu()) @ made.W_dec + made.b_dec
     fvu = (x - x_hat).square().sum() / (x - x.mean(0)).square().sum()
     e = (x - x_hat).detach()
-    masked = pre_acts.masked_fill(~dead, -torch.inf).topk(k_aux)
-    e_hat = torch.zeros_like(pre_acts).scatter(1, masked.indices, masked.values.relu()) @ made.W_dec
+    fixed = (x - made.b_dec.detach()) @ made.W_enc + made.b_enc  # AuxK does not move b_dec
+    masked = fixed.masked_fill(~dead, -torch.inf).topk(k_aux)
+    e_hat = torch.zeros_like(fixed).scatter(1, masked.indices, masked.values.relu()) @ made.W_dec
     expected = fvu + 0.25 * (e - e_hat).square().sum() / (e - e.mean(0)).square().sum()
     assert float(losses.total.detach()) == pytest.approx(float(expected.detach()), rel=1e-12)
     assert float(losses.fvu) == pytest.approx(float(fvu.detach()), rel=1e-12)

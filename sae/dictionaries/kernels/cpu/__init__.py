@@ -3,7 +3,7 @@
 from sae.dictionaries.kernels.cpu.dense import keep_largest_, product
 from sae.dictionaries.kernels.cpu.gram import gram
 from sae.dictionaries.kernels.cpu.pursuit import gram_fits, pursue, reverse_sweep
-from sae.dictionaries.kernels.cpu.revival import Revival, revive
+from sae.dictionaries.kernels.cpu.revival import revive
 from sae.dictionaries.kernels.cpu.selection import top
 from sae.dictionaries.kernels.cpu.sparse import decode_error, row_dots, scattered_sum, weighted_rows, weighted_rows_t
 from sae.dictionaries.kernels.cpu.team import gathered
@@ -11,6 +11,6 @@ from sae.dictionaries.kernels.cpu.updates import adam_, project_, sum_squares
 from sae.dictionaries.kernels.reference import above, unit_rows_
 
 __all__ = [
-    "Revival", "above", "adam_", "decode_error", "gathered", "gram", "gram_fits", "keep_largest_", "product", "project_", "pursue",
-    "reverse_sweep", "row_dots", "scattered_sum", "sum_squares", "top", "unit_rows_", "weighted_rows", "weighted_rows_t",
+    "above", "adam_", "decode_error", "gathered", "gram", "gram_fits", "keep_largest_", "product", "project_", "pursue",
+    "reverse_sweep", "revive", "row_dots", "scattered_sum", "sum_squares", "top", "unit_rows_", "weighted_rows", "weighted_rows_t",
 ]  # fmt: skip

@@ -5,15 +5,15 @@
     x . d_j  ~  s_x s_j (p . q_j)                                                                      (error  x . e_j + f . d_j)
     d_i . d_j  ~  G_ij = s_i s_j (q_i . q_j), kept as integers in units of 1 / 32000                   (error  d_i . e_j + e_i . d_j)
 
-A CPU multiplies integers four times as fast as floats. After steps a_1 j_1, a_2 j_2, ... of a pursuit from x to r the correlation that is
-kept, x . d_j less sum a_t G[j_t, j], is off by e_j . r + d_j . (f + sum a_t e_{j_t}). Rounding errors are taken as independent and uniform
-in +- s / 2 (the rotation spreads any outlying input over 64, and is what makes that so for inputs not chosen with R in hand), hence
-sub-Gaussian with variance s^2 / 12 per entry; and sum a_t^2 = |x|^2 - |r|^2 for unit atoms. So the error has standard deviation at most
+A CPU multiplies integers four times as fast as floats. A pursuit from x keeps c_j = x . d_j less sum a_t G[j_t, j]. With c_0 and G both from
+these integers, after its steps c_j is off by e_j . r + d_j . (f + sum a_t e_{j_t}): what is rounded in d_j counts for the residual r only.
+With an exact G it is off by e_j . x + d_j . f. The entries of e and f are taken as independent and uniform in +- s / 2, hence sub-Gaussian
+with variance s^2 / 12 (the rotation spreads an outlying input over 64, and makes this hold for any x and D not chosen with R in hand):
 
-    sigma = sqrt((2 max_j s_j^2 |x|^2 + s_x^2) / 12 + |x|^2 / (12 * 32000^2)) * max |d_j|
+    sigma_j^2 = (s_j^2 |r|^2 + s_x^2 + sum a_t^2 s_{j_t}^2) / 12      with G from these integers;      (s_j^2 |x|^2 + s_x^2) / 12  with an exact G
 
-and exceeds 8 sigma with probability at most 2 exp(-32) < 3e-14, for 10^4 atoms together < 3e-10. That is a probability, not a certainty:
-`pursuit` decides nothing from these products alone, and watches the bound on every value it computes exactly.
+and an error beyond 8 sigma_j has probability at most 2 exp(-32) < 3e-14; one among 10^4 atoms, < 3e-10. That is a probability, not a
+proof: `pursuit` decides nothing from these products alone, and checks the bound on every atom whose correlation it computes exactly.
 """
 
 from dataclasses import dataclass

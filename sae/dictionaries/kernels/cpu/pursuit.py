@@ -52,7 +52,7 @@ def uses_gram(n: int, k: int, d_sae: int) -> bool:
 
 
 def uses_integers(n: int, k: int, d_sae: int, d_in: int) -> bool:
-    """Whether rounding D to eight bits (about as much as 40 products with D) pays: enough rows and steps, and hardware that is fast."""
+    """Whether rounding D to eight bits pays, which costs as much as multiplying about 120 rows with D in float32."""
     return multiplies_integers() and n * k >= 128 and n >= 16 and d_sae * d_in >= 1 << 16
 
 

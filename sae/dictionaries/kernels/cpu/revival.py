@@ -8,8 +8,6 @@ products that sum over rows follow, block of latents by block of latents. In bfl
 are kept in float32: errors of a gradient are about 3e-3 of its size.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from jaxtyping import Float
@@ -20,23 +18,10 @@ from sae.dictionaries.kernels.cpu.dense import keep_row
 from sae.dictionaries.kernels.cpu.loops import arrays, compiled
 from sae.dictionaries.kernels.cpu.memory import recycled
 from sae.dictionaries.kernels.cpu.rough import available
+from sae.dictionaries.kernels.reference import Revival
 
 BLOCK_ROWS, BLOCK_LATENTS = 256, 128
 """Rows, and latents, that a member of the team takes at a time."""
-
-
-@dataclass(frozen=True, eq=False)
-class Revival:
-    """AuxK of the latents asked, and its gradient."""
-
-    error: float
-    """sum |residual - e_hat|^2."""
-    grad_enc: Float[Tensor, "m d_in"]
-    """dE."""
-    grad_bias: Float[Tensor, "m"]
-    """db."""
-    grad_dec: Float[Tensor, "m d_out"]
-    """dD."""
 
 
 def revive(

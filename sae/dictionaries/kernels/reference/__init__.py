@@ -1,6 +1,7 @@
 """The kernels in torch, on any device and in any precision: the oracle of the others."""
 
 from sae.dictionaries.kernels.reference.products import (
+    Revival,
     Slots,
     above,
     adam_,
@@ -8,6 +9,7 @@ from sae.dictionaries.kernels.reference.products import (
     keep_largest_,
     product,
     project_,
+    revive,
     row_dots,
     scattered_sum,
     sum_squares,
@@ -19,6 +21,6 @@ from sae.dictionaries.kernels.reference.products import (
 from sae.dictionaries.kernels.reference.pursuit import Path, gram, gram_fits, pursue, reverse_sweep, select_orthogonally
 
 __all__ = [
-    "Path", "Slots", "above", "adam_", "decode_error", "gram", "gram_fits", "keep_largest_", "product", "project_", "pursue", "reverse_sweep",
-    "row_dots", "scattered_sum", "select_orthogonally", "sum_squares", "top", "unit_rows_", "weighted_rows", "weighted_rows_t",
+    "Path", "Revival", "Slots", "above", "adam_", "decode_error", "gram", "gram_fits", "keep_largest_", "product", "project_", "pursue",
+    "reverse_sweep", "revive", "row_dots", "scattered_sum", "select_orthogonally", "sum_squares", "top", "unit_rows_", "weighted_rows", "weighted_rows_t",
 ]  # fmt: skip

@@ -12,6 +12,7 @@ which is then the faster way; otherwise none of them touches one.
 """
 
 import warnings
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -150,6 +151,39 @@ def keep_largest_(answers: Float[Tensor, "n m"], k: int) -> None:
 def product(a: Float[Tensor, "n m"], b: Float[Tensor, "m width"]) -> Float[Tensor, "n width"]:
     """a b; other backends may round to bfloat16, so it serves AuxK only."""
     return a @ b
+
+
+@dataclass(frozen=True, eq=False)
+class Revival:
+    """AuxK of the latents asked, and its gradient."""
+
+    error: float
+    """sum |residual - e_hat|^2."""
+    grad_enc: Float[Tensor, "m d_in"]
+    """Gradient of the error in their rows of the encoder."""
+    grad_bias: Float[Tensor, "m"]
+    """In their biases."""
+    grad_dec: Float[Tensor, "m d_out"]
+    """In their atoms."""
+
+
+def revive(
+    x: Float[Tensor, "n d_in"],
+    residual: Float[Tensor, "n d_out"],
+    rows_enc: Float[Tensor, "m d_in"],
+    bias: Float[Tensor, "m"],
+    rows_dec: Float[Tensor, "m d_out"],
+    k: int,
+) -> Revival:
+    """How badly the k strongest answers a = x E^T + b of m latents explain `residual`, e_hat = a D, and the gradient of that, with x and
+    residual held fixed; other backends may round to bfloat16.
+    """
+    kept = torch.addmm(bias, x, rows_enc.T)
+    keep_largest_(kept, min(k, len(bias)))
+    rest = residual - kept @ rows_dec
+    pull = (rest @ rows_dec.T).mul_(kept > 0).mul_(-2)
+    error = float(torch.linalg.vector_norm(rest)) ** 2
+    return Revival(error, pull.T @ x, pull.sum(0), -2 * (kept.T @ rest))
 
 
 def project_(grad: Float[Tensor, "m width"], atoms: Float[Tensor, "m width"]) -> float:
