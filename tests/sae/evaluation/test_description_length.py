@@ -348,13 +348,16 @@ def test_the_added_error_equals_decoding_the_quantised_codes():
     codes = dictionary.encode(acts).detach()
     atoms = dictionary.W_dec.detach() / dictionary.scaling.scale
     active, residual = ActiveValues.of(codes), (acts - dictionary.decode(codes)).detach().double()
-    alignments = (residual @ atoms.double().T).gather(1, codes.indices)[codes.active()]
+    alignments = (residual @ atoms.double().T)[torch.arange(300).repeat_interleave(active.counts), active.latents]
     quantiser = fitted_quantiser(active, atoms, 3.0)
-    changed = codes.values.clone()
-    changed[codes.active()] = quantiser.values(active.latents, quantiser.symbols(active.latents, active.values)).float()
-    after = acts - dictionary.decode(SparseCodes(codes.indices, changed, codes.counts, 40)).detach()
-    expected = float(after.double().square().sum() - residual.square().sum())
-    assert added_error(active, atoms, alignments.float(), quantiser) == pytest.approx(expected, rel=1e-4)
+    dense = codes.dense().double()
+    steps, bins = quantiser.widths, quantiser.n_bins
+    quantised = (((dense / steps).ceil().minimum(bins) - 0.5) * steps) * (dense > 0)
+    after = residual + (dense - quantised) @ atoms.double()
+    expected = float(after.square().sum() - residual.square().sum())
+    found = added_error(active, atoms, alignments.float(), quantiser)
+    assert abs(expected) > 1e-4 * float(residual.square().sum())
+    assert found == pytest.approx(expected, abs=1e-6 * float(residual.square().sum()))
 
 
 def test_the_coarsest_width_is_found_to_one_per_cent_and_has_been_tried():
