@@ -155,6 +155,15 @@ def test_zero_rows_take_no_step(way, monkeypatch):
     assert not everything_zero.counts.any()
 
 
+def test_an_empty_batch_has_an_empty_path_and_no_gradient():
+    _, atoms = random_case()
+    path = pursuit.pursue(torch.zeros(0, 80), atoms, 5, None, False)
+    assert [tuple(field.shape) for field in path] == [(0, 5), (0, 5), (0,), (0, 6), (0, 80)]
+    grad_x, grad_atoms = pursuit.reverse_sweep(path, atoms, path.values, path.residual)
+    assert grad_x.shape == (0, 80)
+    assert not grad_atoms.any()
+
+
 def test_atoms_are_selected_again_where_that_is_the_largest_correlation(monkeypatch):
     x, atoms = random_case(n=40, d_in=10, d_sae=64)
     path = run("gram", monkeypatch, x, atoms, 20)
@@ -204,6 +213,14 @@ def test_errors_of_eight_bit_products_have_the_stated_standard_deviation(case):
     z = (rough - x.double() @ atoms.double().T) / sigma
     assert 0.5 < float(z.square().mean().sqrt()) < 1.1
     assert float(z.abs().max()) < 6.5
+
+
+def test_rotation_spreads_one_loud_input_over_the_range_of_eight_bits():
+    x = torch.randn(50, 130, generator=torch.Generator().manual_seed(0))
+    x[:, 70] = 50.0
+    assert float((quantised(x).scales * 127 / x.abs().amax(1)).max()) < 0.5
+    norms = quantised(x).integers.float().norm(dim=1) * quantised(x).scales
+    torch.testing.assert_close(norms, x.norm(dim=1), rtol=1e-2, atol=0)
 
 
 def unrolled(x, atoms, path):
