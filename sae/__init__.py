@@ -14,14 +14,18 @@ _HOME = {
     "ActivationStore": "sae.activations.store",
     "Autoencoder": "sae.dictionaries.autoencoder",
     "AutoencoderConfig": "sae.dictionaries.autoencoder",
+    "BatchTopK": "sae.dictionaries.activations",
     "CaptureConfig": "sae.activations.collect",
+    "Codebook": "sae.dictionaries.codebook",
     "Corpus": "sae.activations.corpus",
     "Dictionary": "sae.dictionaries.base",
     "Edit": "sae.models.edits",
     "ReconstructionObjective": "sae.training.objectives",
     "FeatureIndex": "sae.inspection.index",
+    "JumpReLU": "sae.dictionaries.activations",
     "LanguageModel": "sae.models.language_model",
     "MatchingPursuit": "sae.dictionaries.pursuit",
+    "MatryoshkaObjective": "sae.training.objectives",
     "PursuitConfig": "sae.dictionaries.pursuit",
     "ResultCache": "sae.storage",
     "SaeError": "sae.errors",
@@ -33,6 +37,7 @@ _HOME = {
     "build_index": "sae.inspection.build",
     "collect": "sae.activations.collect",
     "default_model": "sae.models.assets",
+    "description_length": "sae.evaluation.description_length",
     "downstream": "sae.evaluation.downstream",
     "error_versus_k": "sae.evaluation.reconstruction",
     "fit_scaling": "sae.activations.scaling",
@@ -43,6 +48,7 @@ _HOME = {
     "reconstruction": "sae.evaluation.reconstruction",
     "save_dictionary": "sae.dictionaries.checkpoint",
     "state_of_the_union": "sae.activations.corpus",
+    "sweep": "sae.training.sweep",
     "telling_features": "sae.inspection.query",
     "train": "sae.training.loop",
 }
@@ -52,15 +58,17 @@ if TYPE_CHECKING:
     from sae.activations.corpus import Corpus, from_dataset, from_texts, state_of_the_union
     from sae.activations.scaling import fit_scaling
     from sae.activations.store import ActivationStore
-    from sae.dictionaries.activations import TopK
+    from sae.dictionaries.activations import BatchTopK, JumpReLU, TopK
     from sae.dictionaries.autoencoder import Autoencoder, AutoencoderConfig
     from sae.dictionaries.base import Dictionary
     from sae.dictionaries.checkpoint import load_dictionary, save_dictionary
+    from sae.dictionaries.codebook import Codebook
     from sae.dictionaries.codes import SparseCodes
     from sae.dictionaries.init import initialise_
     from sae.dictionaries.pursuit import MatchingPursuit, PursuitConfig
     from sae.dictionaries.scaling import Scaling
     from sae.errors import SaeError
+    from sae.evaluation.description_length import description_length
     from sae.evaluation.downstream import downstream
     from sae.evaluation.reconstruction import error_versus_k, reconstruction
     from sae.inspection.build import build_index
@@ -72,7 +80,8 @@ if TYPE_CHECKING:
     from sae.models.sites import Site
     from sae.storage import ResultCache
     from sae.training.loop import TrainConfig, train
-    from sae.training.objectives import ReconstructionObjective
+    from sae.training.objectives import MatryoshkaObjective, ReconstructionObjective
+    from sae.training.sweep import sweep
 
 __all__ = [*_HOME]  # pyright: ignore[reportUnsupportedDunderAll]
 __version__ = "0.1.0"
