@@ -335,7 +335,7 @@ def revival_by_autograd(x, residual, rows_enc, bias, rows_dec, kept):
     leaves = [tensor.double().requires_grad_() for tensor in (rows_enc, bias, rows_dec)]
     answers = (x.double() @ leaves[0].T + leaves[1]) * kept
     error = (residual.double() - answers @ leaves[2]).square().sum()
-    return float(error), torch.autograd.grad(error, leaves)
+    return float(error.detach()), torch.autograd.grad(error, leaves)
 
 
 @pytest.mark.parametrize(("n", "m", "k"), [(300, 130, 200), (300, 130, 20), (7, 3, 1)])

@@ -1,7 +1,6 @@
-"""Loop bodies that LLVM does not find by itself, written in its own vector types: every CPU has instructions for them.
+"""A loop body that LLVM does not find by itself, written in its own vector types: every CPU has instructions for them.
 
 list_above     append the places of those of 16 upper bounds p + t that exceed the floor to a list, without a branch
-prefetch_row   bring a row of a matrix into the cache while something else is computed
 """
 
 from typing import Any
@@ -13,7 +12,6 @@ from numba.extending import intrinsic
 
 LANES = 16
 """Entries that `list_above` looks at."""
-_LINE_BYTES = 64
 _FLOATS, _INTS = ir.VectorType(ir.FloatType(), LANES), ir.VectorType(ir.IntType(32), LANES)
 _MAY_FUSE = ("contract", "nsz")
 
@@ -65,25 +63,3 @@ def list_above(typing_context, rough, scale, bias, spread, row, start, x_scale, 
 
     scalars = (types.intp, types.intp, types.float32, types.float32, types.float32, types.int32)
     return types.intp(rough, scale, bias, spread, *scalars, places, types.intp), emit
-
-
-@intrinsic
-def prefetch_row(typing_context, rows, row):
-    """Ask for the lines of rows[row] of a contiguous matrix."""
-
-    def emit(context, builder, signature, arguments):
-        kind = signature.args[0]
-        array = context.make_array(kind)(context, builder, arguments[0])
-        width = builder.extract_value(array.shape, 1)
-        start = builder.gep(array.data, [builder.mul(arguments[1], width)])
-        place = ir.IntType(8).as_pointer()
-        function = cgutils.get_or_insert_function(
-            builder.module, ir.FunctionType(ir.VoidType(), [place] + 3 * [ir.IntType(32)]), "llvm.prefetch.p0i8"
-        )
-        per_line = ir.Constant(width.type, _LINE_BYTES // (kind.dtype.bitwidth // 8))
-        with cgutils.for_range_slice(builder, ir.Constant(width.type, 0), width, per_line) as (i, _):
-            line = builder.bitcast(builder.gep(start, [i]), place)
-            builder.call(function, [line] + [ir.Constant(ir.IntType(32), n) for n in (0, 3, 1)])
-        return context.get_dummy_value()
-
-    return types.void(rows, types.intp), emit
