@@ -14,7 +14,7 @@ import inspect
 import textwrap
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal, Union
 
 import typer
@@ -162,10 +162,10 @@ def _text(default: Any) -> str:
     return f"{default:g}" if isinstance(default, (int, float)) and not isinstance(default, bool) else str(default)
 
 
-def command(function: Callable[..., None], found: Iterable[Flag]) -> Callable[..., None]:
+def command(function: Callable[..., None], found: Sequence[Flag]) -> Callable[..., None]:
     """`function`, which takes its own parameters and the options' values as a dict `given`, as a command with all of them."""
     own = [parameter for name, parameter in inspect.signature(function).parameters.items() if name != "given"]
-    names = {flag.name for flag in found}
+    names = [flag.name for flag in found]
 
     def run(**values: Any) -> None:
         given = {name: values.pop(name) for name in names}

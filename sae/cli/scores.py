@@ -18,7 +18,7 @@ from sae.dictionaries.checkpoint import load_dictionary
 from sae.evaluation.reconstruction import pca_fvu, reconstruction
 from sae.evaluation.transcoding import linear_fvu, transcoding
 from sae.storage import read_json, write_json
-from sae.training.feed import FeedConfig, held_out_batches, train_batches
+from sae.training.feed import FeedConfig, held_out_batches, train_batches, usable_tokens
 from sae.training.loop import Batch
 from sae.training.plans import Plan
 from sae.training.session import untrained
@@ -84,5 +84,6 @@ def _held_out(store: ActivationStore, feed: FeedConfig, n_tokens: int, device: t
 
 
 def _fit(store: ActivationStore, feed: FeedConfig) -> Iterator[Batch]:
-    n = min(store.statistics(feed.site).n, MAX_FIT_TOKENS)
-    return itertools.islice(train_batches(store, feed), max(2, n // feed.batch_size))
+    """Batches to fit the linear code on, each token at most once."""
+    n = min(len(usable_tokens(store, feed)), MAX_FIT_TOKENS)
+    return itertools.islice(train_batches(store, feed), max(1, n // feed.batch_size))

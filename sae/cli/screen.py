@@ -6,6 +6,7 @@ from typing import Protocol, runtime_checkable
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.progress_bar import ProgressBar
 from rich.text import Text
 
 from sae.training.log import Record
@@ -90,8 +91,8 @@ class LiveDisplay:
 class _Bar(BarColumn):
     """A bar that gives way to the numbers on a narrow screen."""
 
-    def render(self, task: Task) -> Text:  # type: ignore[override]
-        return super().render(task) if console.width >= 120 else Text("")  # type: ignore[return-value]
+    def render(self, task: Task) -> ProgressBar | Text:  # type: ignore[override]
+        return super().render(task) if console.width >= 120 else Text("")
 
 
 class _Numbers(ProgressColumn):

@@ -90,6 +90,8 @@ def train(
     plans, feed, upkeep = _resolve(activations, settings, given)
     where = _device(device)
     console.print(_title(activations, plans, feed, out), highlight=False, soft_wrap=True)
+    if all(finished(out / name) for name in plans):
+        console.print("finished already")
     with ExitStack() as stack:
         stack.enter_context(_warnings_on_screen())
         trackers = _trackers(stack, tracker, plans, feed, activations, out, project=project, offline=offline)
@@ -106,7 +108,7 @@ def train(
     print_scores(activations, plans, feed, out, n_tokens=evaluation_tokens, device=where)
 
 
-train_command = command(train, FLAGS.values())
+train_command = command(train, list(FLAGS.values()))
 
 
 def _set_threads(threads: int | None) -> None:
@@ -147,7 +149,7 @@ def _resolve(store: ActivationStore, settings: dict[str, Any], given: Mapping[st
     for name, allowed in (("architecture", ARCHITECTURES), ("objective", OBJECTIVES)):
         if choices[name] not in allowed:
             raise ConfigError(f"{name} must be one of {', '.join(allowed)}, got {choices[name]!r}")
-    swept = {name: values for name, values in given.items() if FLAGS[name].swept}
+    swept = {name: given[name] for name in SWEPT if name in given}  # in this order: folders are named by it
     for name, values in swept.items():
         if len(set(values)) < len(values):
             raise ConfigError(f"{FLAGS[name].option} must be given distinct values, got {values}")

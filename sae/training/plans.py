@@ -76,7 +76,8 @@ class Plan:
     def k(self) -> float | None:
         """Active latents per token, where the architecture fixes their number."""
         owner = self.dictionary.activation if isinstance(self.dictionary, AutoencoderConfig) else self.dictionary
-        return getattr(owner, "k", None)
+        k = getattr(owner, "k", None)
+        return None if k is None else float(k)
 
     @property
     def terms(self) -> ReconstructionObjective:
