@@ -81,7 +81,9 @@ class Explain(torch.autograd.Function):
         kernels, rows = kernels_for(W_dec), W_enc.T.contiguous()
         centred = x.contiguous() if shift is None else x - shift
         values, indices = rule.select(kernels, centred, rows, b_enc)
-        residual, dots = products_for(W_dec, values.shape[1]).decode_error(values, indices, W_dec, target - b_dec)
+        # In an autoencoder what is decoded is what was encoded, and both ends are shifted alike.
+        wanted = centred if target is x and shift is b_dec else target - b_dec
+        residual, dots = products_for(W_dec, values.shape[1]).decode_error(values, indices, W_dec, wanted)
         ctx.revival = None if asked is None else kernels.revive(centred, residual, rows[asked], b_enc[asked], W_dec[asked], k_aux)
         ctx.save_for_backward(centred, W_enc, W_dec, values, indices, residual, dots, asked)
         ctx.mark_non_differentiable(residual, values, indices)
