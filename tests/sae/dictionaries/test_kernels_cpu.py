@@ -37,6 +37,10 @@ def case(name: str, n: int, d_in: int, d_sae: int) -> tuple[torch.Tensor, torch.
     elif name == "ties":
         rows = rows[torch.arange(d_sae) % 11].contiguous()
         bias = torch.zeros(d_sae)
+    elif name == "rising":  # nearly every latent exceeds all before it: the buffers fill again and again
+        x = x[:1] + 0.3 * x
+        rows = torch.linspace(0.1, 3, d_sae)[:, None] * x[0] / d_in + 0.02 * rows
+        bias = torch.zeros(d_sae)
     elif name == "zeros":
         x[::2] = 0
         rows[::3] = 0
@@ -61,7 +65,7 @@ def check_top(slots: Slots, x: torch.Tensor, rows: torch.Tensor, bias: torch.Ten
 
 @pytest.mark.parametrize("ladder", LADDERS)
 @pytest.mark.parametrize("signed", [False, True], ids=["top", "signed"])
-@pytest.mark.parametrize("name", ["random", "trained", "outliers", "all negative", "ties", "zeros"])
+@pytest.mark.parametrize("name", ["random", "trained", "outliers", "all negative", "ties", "rising", "zeros"])
 def test_top_is_the_largest_of_a_float64_sort(name, signed, ladder):
     x, rows, bias = case(name, 300, 96, 2500)
     check_top(top_in(LADDERS[ladder], x, rows, bias, 16, signed), x, rows, bias, 16, signed)

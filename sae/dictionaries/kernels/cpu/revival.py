@@ -37,7 +37,8 @@ def revive(
     (n, d_in), (m, d_out) = x.shape, rows_dec.shape
     x_low, rest_low = recycled(n, d_in, dtype=low), recycled(n, d_out, dtype=low)
     kept, pulls = recycled(n, m, dtype=low), recycled(n, m, dtype=low)
-    enc, dec = rows_enc.detach().to(low), rows_dec.detach().to(low)
+    with team.gathered():
+        enc, dec = rows_enc.detach().to(low), rows_dec.detach().to(low)
     n_blocks = -(-n // BLOCK_ROWS)
     errors, bias_sums = np.zeros(n_blocks), np.zeros((n_blocks, m), np.float32)
     (offset,) = arrays(bias)

@@ -28,7 +28,8 @@ def top(x: Float[Tensor, "n d_in"], rows: Float[Tensor, "d_sae d_in"], bias: Flo
     Slots of value 0 hold latents that are distinct within the row, but otherwise arbitrary.
     """
     rough_pays = len(x) >= MIN_ROWS and x.shape[1] >= MIN_WIDTH and 16 * k <= len(rows)
-    return top_in(available() if rough_pays else ("float32",), x, rows, bias, k, signed)
+    with team.gathered():
+        return top_in(available() if rough_pays else ("float32",), x, rows, bias, k, signed)
 
 
 def top_in(
