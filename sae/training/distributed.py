@@ -11,10 +11,11 @@ and see the same rows.
 """
 
 import os
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -49,13 +50,20 @@ def launched(*, latent_shards: int | Literal["all"] = 1, timeout: float = 600.0)
     if dist.is_initialized():
         raise ConfigError("torch.distributed must not have a process group yet (launched)")
     device = _device(int(os.environ["LOCAL_RANK"]), int(os.environ.get("LOCAL_WORLD_SIZE", n_processes)))
-    backend = "gloo" if device.type == "cpu" else "nccl"
-    dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
+    _init_process_group("gloo" if device.type == "cpu" else "nccl", timedelta(seconds=timeout))
     try:
         yield _grid(dist.get_rank(), n_processes, shards, device)
     finally:
         # Closes the connections: whoever still waits for this process hears of its end.
         dist.destroy_process_group()
+
+
+def _init_process_group(backend: str, timeout: timedelta) -> None:
+    """Under names of its own in torchrun's store: a second launch in the same process would otherwise read the addresses of the first."""
+    store, rank, n_processes = next(iter(dist.rendezvous("env://", timeout=timeout)))
+    n_launches = store.add(f"launches of {rank}", 1)
+    own = dist.PrefixStore(f"launch {n_launches}", store)
+    dist.init_process_group(backend, store=own, rank=rank, world_size=n_processes, timeout=timeout)
 
 
 def _device(local_rank: int, n_local: int) -> torch.device:
@@ -72,8 +80,12 @@ def _grid(rank: int, n_processes: int, shards: int, device: torch.device) -> Wor
     along_latents = [dist.new_group(row) if len(row) > 1 else None for row in ranks.tolist()]
     group, latent = divmod(rank, shards)
     return World(
-        along_rows=Peers(group, n_processes // shards, along_rows[latent]),
-        along_latents=Peers(latent, shards, along_latents[group]),
-        everyone=Peers(rank, n_processes, dist.group.WORLD),
+        along_rows=_peers(group, n_processes // shards, along_rows[latent]),
+        along_latents=_peers(latent, shards, along_latents[group]),
+        everyone=_peers(rank, n_processes, dist.group.WORLD),
         device=device,
     )
+
+
+def _peers(rank: int, size: int, group: Any) -> Peers:
+    return Peers(rank, size, None if group is None else weakref.ref(group))

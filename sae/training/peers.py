@@ -4,7 +4,7 @@ Every function here is collective: all peers call it, in the same order. What it
 decisions taken on it are too.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -30,8 +30,8 @@ class Peers:
     """This process's number among them."""
     size: int = 1
     """How many there are."""
-    group: Any = None
-    """The torch.distributed process group."""
+    reference: Callable[[], Any] | None = None
+    """A weak reference to the torch.distributed process group: one that outlives the connections aborts the interpreter at its end."""
 
     def __deepcopy__(self, memo: dict) -> "Peers":
         return self  # a group of processes has no copy
@@ -70,7 +70,7 @@ class Peers:
         padded[: len(values)] = values.detach()
         parts = [torch.empty_like(padded) for _ in counts]
         with _explained():
-            dist.all_gather(parts, padded, group=self.group)
+            dist.all_gather(parts, padded, group=self._group)
         return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)]).to(values.device)
 
     def add_up_(self, tensors: list[Tensor]) -> None:
@@ -83,7 +83,7 @@ class Peers:
         flat = {dtype: torch.cat([tensor.reshape(-1) for tensor in small if tensor.dtype == dtype]) for dtype in kinds}
         messages = [*(in_memory_order(tensor) for tensor in large), *(flat[dtype] for dtype in sorted(kinds, key=str))]
         with _explained():
-            for work in [dist.all_reduce(message, group=self.group, async_op=True) for message in messages]:
+            for work in [dist.all_reduce(message, group=self._group, async_op=True) for message in messages]:
                 work.wait()
         for dtype, summed in flat.items():
             these = [tensor for tensor in small if tensor.dtype == dtype]
@@ -96,7 +96,7 @@ class Peers:
             return
         with _explained():
             for tensor in tensors:
-                dist.broadcast(in_memory_order(tensor), group=self.group, group_src=0)
+                dist.broadcast(in_memory_order(tensor), group=self._group, group_src=0)
 
     def sent_to_first(self, tensor: Tensor, source: int, shape: tuple[int, ...]) -> Tensor:
         """On the first peer the tensor of peer `source`, which has the given shape; elsewhere this peer's own."""
@@ -104,10 +104,10 @@ class Peers:
             return tensor
         with _explained():
             if self.rank == source:
-                dist.send(tensor.contiguous(), group=self.group, group_dst=0)
+                dist.send(tensor.contiguous(), group=self._group, group_dst=0)
                 return tensor
             received = tensor.new_empty(shape)
-            dist.recv(received, group=self.group, group_src=source)
+            dist.recv(received, group=self._group, group_src=source)
             return received
 
     @contextmanager
@@ -144,13 +144,20 @@ class Peers:
             return value
         result = value.to(self._device, copy=True).contiguous()
         with _explained():
-            dist.all_reduce(result, op=operation, group=self.group)
+            dist.all_reduce(result, op=operation, group=self._group)
         return result.to(value.device)
+
+    @property
+    def _group(self) -> Any:
+        group = self.reference() if self.reference else None
+        if group is None:
+            raise SaeError("the processes have parted: a World is of use inside its `with launched()` block only (Peers)")
+        return group
 
     @property
     def _device(self) -> torch.device:
         """Where messages must lie: NCCL carries tensors of the GPU only."""
-        on_gpu = dist.get_backend(self.group) == "nccl"
+        on_gpu = dist.get_backend(self._group) == "nccl"
         return torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
 
 

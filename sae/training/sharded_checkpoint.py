@@ -4,14 +4,15 @@
     file of a tensor [d_sae, ...]    rows first_p .. last_p
 
 The first process writes, one shard of one tensor at a time, through the file's memory map; readers map the file and copy their own part. No
-process ever holds the whole, and a checkpoint does not remember over how many processes it was spread: it can go on over any other number, or
-unsharded in one.
+process ever holds the whole in memory of its own. A checkpoint does not remember over how many processes it was spread: it goes on over any
+other number, or unsharded in one.
 """
 
 import json
 import math
 import struct
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,7 @@ def save_sharded(dictionary: ShardedAutoencoder, folder: str | Path) -> None:
 
     All these processes call it together, and return once it is whole. In a grid, call it where `world.along_rows.rank` is 0.
     """
-    with dictionary.shards.together():
-        _write(dictionary, Path(folder), None)
+    _write(dictionary, Path(folder), None)
 
 
 def save_sharded_training(folder: str | Path, dictionary: ShardedAutoencoder, state: TrainState, world: World, *, keep: int = 2) -> Path:
@@ -88,22 +88,28 @@ def load_sharded_training(folder: str | Path, world: World) -> tuple[ShardedAuto
 
 
 def _write(dictionary: ShardedAutoencoder, folder: Path, state: TrainState | None) -> None:
-    weights = dictionary.state_dict()
-    if dictionary.shards.rank:
-        _send(dictionary, weights)
-        if state:
-            _send(dictionary, state.tensors())
-        return
-    with atomic_folder(folder) as temporary:
-        _write_tensors(temporary / "weights.safetensors", dictionary, weights)
-        scale = dictionary.scaling.scale
-        head = {"format": FORMAT, "kind": "Autoencoder", "config": to_json(dictionary.config), "scale": scale}
-        head["digest"] = _digest(dictionary.config, scale, map_tensors(temporary / "weights.safetensors"))
-        write_json(temporary / "config.json", head)
-        write_json(temporary / "provenance.json", to_json(dictionary.provenance))
-        if state:
-            _write_tensors(temporary / "training.safetensors", dictionary, state.tensors())
-            write_record(temporary / "training.json", state)
+    """Each stage is one that all processes enter and leave together, so that a full disk of the first is an error of all."""
+    shards, first = dictionary.shards, dictionary.shards.rank == 0
+    files = {"weights.safetensors": dictionary.state_dict()} | ({"training.safetensors": state.tensors()} if state else {})
+    with ExitStack() as stack:
+        with shards.together():
+            temporary = stack.enter_context(atomic_folder(folder)) if first else folder
+        for name, own in files.items():
+            _write_tensors(temporary / name, dictionary, own)
+        with shards.together():
+            if first:
+                _write_heads(temporary, dictionary, state)
+            stack.close()
+
+
+def _write_heads(folder: Path, dictionary: ShardedAutoencoder, state: TrainState | None) -> None:
+    scale = dictionary.scaling.scale
+    head = {"format": FORMAT, "kind": "Autoencoder", "config": to_json(dictionary.config), "scale": scale}
+    head["digest"] = _digest(dictionary.config, scale, map_tensors(folder / "weights.safetensors"))
+    write_json(folder / "config.json", head)
+    write_json(folder / "provenance.json", to_json(dictionary.provenance))
+    if state:
+        write_record(folder / "training.json", state)
 
 
 def _digest(config: AutoencoderConfig, scale: float, tensors: Mapping[str, Tensor]) -> str:
@@ -111,38 +117,32 @@ def _digest(config: AutoencoderConfig, scale: float, tensors: Mapping[str, Tenso
     return digest([digest({"kind": "Autoencoder", "config": to_json(config), "scale": scale}), digest_tensors(tensors)])
 
 
-def _send(dictionary: ShardedAutoencoder, own: Mapping[str, Tensor]) -> None:
-    """The other processes' part of `_write_tensors`."""
-    for name, tensor in own.items():
-        if _is_sharded(name):
-            dictionary.shards.sent_to_first(_by_latent(name, tensor.detach()), dictionary.shards.rank, ())
-
-
 def _write_tensors(path: Path, dictionary: ShardedAutoencoder, own: Mapping[str, Tensor]) -> None:
-    """One safetensors file of the whole tensors, by the first process, while the others `_send` theirs."""
-    places = _make_file(path, {name: (tensor, _whole_shape(dictionary, name, tensor)) for name, tensor in own.items()})
+    """One safetensors file of the whole tensors, by the first process; a shard of a tensor at a time."""
+    shards = dictionary.shards
+    shapes = {name: _whole_shape(dictionary, name, tensor) for name, tensor in own.items()}
+    with shards.together():
+        places = _make_file(path, own, shapes) if shards.rank == 0 else {}
     for name, tensor in own.items():
-        integers = INTEGERS[tensor.element_size()]
-        shape = _whole_shape(dictionary, name, tensor)
-        mapped = _by_latent(name, np.memmap(path, str(integers).removeprefix("torch."), "r+", places[name], shape))
         block = _by_latent(name, tensor.detach())
-        if not _is_sharded(name):
-            mapped[:] = block.cpu().contiguous().view(integers).numpy()
-            continue
-        for rank in range(dictionary.shards.size):
-            start, stop = bounds(dictionary.d_sae, rank, dictionary.shards.size)
-            part = dictionary.shards.sent_to_first(block, rank, (stop - start, *block.shape[1:]))
-            mapped[start:stop] = part.cpu().contiguous().view(integers).numpy()
+        parts = [bounds(dictionary.d_sae, rank, shards.size) for rank in range(shards.size)] if _is_sharded(name) else [(0, len(block))]
+        for rank, (start, stop) in enumerate(parts):
+            with shards.together():
+                part = shards.sent_to_first(block, rank, (stop - start, *block.shape[1:]))
+                if shards.rank == 0:
+                    integers = INTEGERS[part.element_size()]
+                    mapped = np.memmap(path, str(integers).removeprefix("torch."), "r+", places[name], tuple(shapes[name]))
+                    _by_latent(name, mapped)[start:stop] = part.cpu().contiguous().view(integers).numpy()
 
 
-def _make_file(path: Path, tensors: Mapping[str, tuple[Tensor, list[int]]]) -> dict[str, int]:
-    """Make a safetensors file of zeros for tensors of the given dtypes and shapes; the place in the file of each, in bytes."""
+def _make_file(path: Path, tensors: Mapping[str, Tensor], shapes: Mapping[str, list[int]]) -> dict[str, int]:
+    """Make a safetensors file of zeros for tensors of these dtypes and the given shapes; the place in the file of each, in bytes."""
     codes = {dtype: code for code, dtype in DTYPES.items()}
     header: dict[str, dict] = {}
     end = 0
-    for name, (tensor, shape) in tensors.items():
-        start, end = end, end + math.prod(shape) * tensor.element_size()
-        header[name] = {"dtype": codes[tensor.dtype], "shape": shape, "data_offsets": [start, end]}
+    for name, tensor in tensors.items():
+        start, end = end, end + math.prod(shapes[name]) * tensor.element_size()
+        header[name] = {"dtype": codes[tensor.dtype], "shape": shapes[name], "data_offsets": [start, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     with open(path, "wb") as file:

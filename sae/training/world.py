@@ -120,10 +120,11 @@ class World:
         own = torch.linalg.vector_norm(y - mean).square()
         if self.along_rows.alone:
             return own
-        parts = self.along_rows.concatenated(torch.cat([mean, own[None]])[None], [1] * self.along_rows.size)
-        means, n = parts[:, :-1], torch.tensor(self.counts, dtype=y.dtype, device=y.device)
+        wide = torch.promote_types(y.dtype, torch.float32)
+        parts = self.along_rows.concatenated(torch.cat([mean, own[None]])[None].to(wide), [1] * self.along_rows.size)
+        means, n = parts[:, :-1], torch.tensor(self.counts, dtype=wide, device=y.device)
         between = (n @ (means - (n @ means) / n.sum()).square()).sum()
-        return parts[:, -1].sum() + between
+        return (parts[:, -1].sum() + between).to(y.dtype)
 
     def reduce_gradients_(self, parameters: list[torch.nn.Parameter]) -> None:
         """Put the sum of the gradients over the ranks into `grad`, in place."""

@@ -23,8 +23,9 @@ from sae.dictionaries.pursuit import MatchingPursuit, PursuitConfig
 from sae.dictionaries.scaling import Scaling
 from sae.errors import SaeError
 from sae.storage import save_tensors, write_json
+from sae.training import peers, sharded_checkpoint
 from sae.training.distributed import launched
-from sae.training.loop import TrainConfig, train
+from sae.training.loop import TrainConfig, averaged, train
 from sae.training.objectives import MatryoshkaObjective, MultiTopKObjective, Objective, ReconstructionObjective
 from sae.training.optimisers import OptimiserConfig
 from sae.training.revival import Resampling
@@ -48,6 +49,7 @@ class Case:
     training: TrainConfig = TRAINING
     dtype: torch.dtype = torch.float64
     backend: str = "reference"
+    bucket_bytes: int = 1 << 20
 
 
 def autoencoder(activation, **options) -> AutoencoderConfig:
@@ -56,6 +58,7 @@ def autoencoder(activation, **options) -> AutoencoderConfig:
 
 CASES = {
     "top_k": Case(autoencoder(TopK(3)), training=replace(TRAINING, annealing=KAnnealing(start=6.0))),
+    "top_k, large tensors apart": Case(autoencoder(TopK(3)), bucket_bytes=1000),
     "top_k in float32": Case(autoencoder(TopK(3)), dtype=torch.float32),
     "top_k by the machine's kernels": Case(autoencoder(TopK(3)), PLAIN, dtype=torch.float32, backend="cpu"),
     "relu": Case(autoencoder(ReLU()), STEERED),
@@ -116,7 +119,7 @@ def record(folder: Path, name: str, world: World, dictionary, steps: list, **mor
 
 def split_rows(world: World, folder: Path) -> None:
     for name, case in CASES.items():
-        made = fresh(case, seed=1 + world.everyone.rank)
+        made, peers.BUCKET_BYTES = fresh(case, seed=1 + world.everyone.rank), case.bucket_bytes
         with kernels.using(case.backend):
             steps = list(train(made, map(world.rows, batches(case)), case.objective, case.training, world=world))
         record(folder, name, world, made, steps, device=str(world.device))
@@ -177,7 +180,7 @@ def split_latents(world: World, folder: Path) -> None:
         save_sharded(made, folder / "initialised")
         codes = made.code(made.scaled(batches(CASES["top_k in float32"])[0]))
         save_tensors(folder / f"codes-{world.everyone.rank}.safetensors", {"indices": codes.indices, "values": codes.values})
-    write_json(folder / f"failures-{world.everyone.rank}.json", refusals(world))
+    write_json(folder / f"failures-{world.everyone.rank}.json", refusals(world, folder))
 
 
 def stop_and_go_on(world: World, folder: Path, case: Case) -> None:
@@ -191,21 +194,22 @@ def stop_and_go_on(world: World, folder: Path, case: Case) -> None:
         made, state = load_sharded_training(place, world)
         rest = list(train(made, data[state.step :], case.objective, case.training, state=state, world=world))
         record(folder, name, world, made, rest)
+    save_sharded(averaged(made, state), folder / "averaged")
     save_sharded(made, folder / "dictionary")
     again = load_sharded(folder / "dictionary", world.along_latents)
     same = all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in made.state_dict().items())
     write_json(folder / f"same-{world.everyone.rank}.json", same)
 
 
-def refusals(world: World) -> dict[str, str]:
+def refusals(world: World, folder: Path) -> dict[str, str]:
     told = {}
 
     def attempt(what: str, run) -> None:
         try:
             run()
             told[what] = "nothing"
-        except SaeError as error:
-            told[what] = str(error)
+        except (SaeError, OSError, KeyError) as error:
+            told[what] = f"{type(error).__name__}: {error}"
 
     case, latents = CASES["top_k"], world.along_latents
     made = shard(fresh(case, seed=1), latents)
@@ -217,6 +221,14 @@ def refusals(world: World) -> dict[str, str]:
     attempt("whole", lambda: train(fresh(case, seed=1), batches(case), case.objective, TRAINING, world=world))
     attempt("digest", lambda: made.digest)
     attempt("fold", made.fold)
+    (folder / "a file").touch()
+    attempt("save: start", lambda: save_sharded(made, folder / "a file" / "inside"))
+    integers = sharded_checkpoint.INTEGERS
+    sharded_checkpoint.INTEGERS = {}
+    attempt("save: a shard", lambda: save_sharded(made, folder / "dictionary"))
+    sharded_checkpoint.INTEGERS = integers
+    made.provenance = {"score": float("nan") if world.is_first else 1.0}
+    attempt("save: end", lambda: save_sharded(made, folder / "dictionary"))
     return told
 
 
@@ -250,11 +262,26 @@ def single(folder: Path) -> None:
 PARTS = {"rows": (split_rows, 1), "latents": (split_latents, "all"), "grid": (grid, 2), "crash": (crash, 1)}
 
 
+kept: list[World] = []
+"""Worlds that live until the interpreter ends, as those of a script's top level do."""
+
+
 def main(folder: str, *parts: str) -> None:
     for part in parts:
         run, latent_shards = PARTS[part]
         with launched(latent_shards=latent_shards, timeout=30.0) as world:
             run(world, Path(folder) / part)
+        kept.append(world)
+        if not world.everyone.alone:
+            write_json(Path(folder) / part / f"parted-{world.everyone.rank}.json", after_the_end(world))
+
+
+def after_the_end(world: World) -> str:
+    try:
+        world.everyone.counts(1)
+    except SaeError as error:
+        return str(error)
+    return "nothing"
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 import importlib.util
 import itertools
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -33,23 +32,24 @@ _spec.loader.exec_module(program)
 METRICS = ("loss", "fvu", "l0", "gradient_norm", "pressure", "dead_share", "n_tokens")
 
 
-def torchrun(n: int, *arguments: str, seconds: float = 60.0) -> tuple[int, str]:
+def torchrun(n: int, folder: Path, *parts: str, seconds: float = 120.0) -> tuple[int, str]:
     """(status, output) of n processes of the program; all are ended if they take longer."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={n}", str(HERE / "distributed_program.py")]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parents[2]), "CUDA_VISIBLE_DEVICES": ""}
-    child = subprocess.Popen(
-        [*command, *arguments], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
-    try:
-        output, _ = child.communicate(timeout=seconds)
-    except subprocess.TimeoutExpired:
-        os.killpg(child.pid, signal.SIGKILL)
-        pytest.fail(f"the processes had not ended after {seconds} s:\n{child.communicate()[0][-6000:]}")
-    return child.returncode, output
+    output = folder / "output.txt"
+    with open(output, "wb") as file:
+        child = subprocess.Popen([*command, str(folder), *parts], env=environment, stdout=file, stderr=subprocess.STDOUT)
+        try:
+            status = child.wait(seconds)
+        except subprocess.TimeoutExpired:
+            child.terminate()  # torchrun ends its processes, by force after 30 seconds
+            child.wait(40.0)
+            pytest.fail(f"the processes had not ended after {seconds} s:\n{output.read_text()[-6000:]}")
+    return status, output.read_text()
 
 
 def launch(n: int, folder: Path, *parts: str) -> Path:
-    status, output = torchrun(n, str(folder), *parts)
+    status, output = torchrun(n, folder, *parts)
     assert status == 0, output[-6000:]
     return folder
 
@@ -158,8 +158,14 @@ def test_what_is_wrong_between_processes_is_told_to_all(pair, what, message):
         assert read_json(pair / "rows" / f"failures-{rank}.json")[what].startswith(message)
 
 
+def test_a_world_is_of_no_use_after_its_block(pair):
+    for part in ("rows", "latents"):
+        for rank in (0, 1):
+            assert read_json(pair / part / f"parted-{rank}.json").startswith("the processes have parted")
+
+
 def test_a_process_that_dies_ends_the_run(tmp_path):
-    status, output = torchrun(2, str(tmp_path), "crash")
+    status, output = torchrun(2, tmp_path, "crash")
     assert status != 0
     assert "KeyError: 'no such thing'" in output
 
@@ -203,6 +209,9 @@ def test_a_sharded_dictionary_is_saved_whole_and_read_in_parts(pair):
     parts = whole(pair / "latents", "resumed", range(2))
     for name, tensor in made.state_dict().items():
         assert torch.equal(tensor, parts[name]), name
+    smooth = load_dictionary(pair / "latents" / "averaged")
+    torch.testing.assert_close(smooth.W_enc.detach(), parts["average.W_enc"], atol=0, rtol=0)
+    torch.testing.assert_close(smooth.W_dec.detach(), torch.nn.functional.normalize(parts["average.W_dec"]))
 
 
 def test_a_sharded_checkpoint_goes_on_in_one_process_and_back(single, pair, tmp_path):
@@ -247,6 +256,23 @@ def test_a_sharded_start_from_data_is_that_of_a_whole_with_its_best_gain(pair):
 def test_what_a_sharded_dictionary_cannot_do_is_refused(pair, what, message):
     for rank in (0, 1):
         assert message in read_json(pair / "latents" / f"failures-{rank}.json")[what]
+
+
+@pytest.mark.parametrize(
+    ("what", "first", "other"),
+    [
+        ("save: start", "FileExistsError", "an error that is no SaeError"),
+        ("save: a shard", "KeyError", "an error that is no SaeError"),
+        ("save: end", "ConfigError: JSON numbers must be finite", "JSON numbers must be finite"),
+    ],
+)
+def test_a_save_that_fails_ends_in_all_processes_and_leaves_what_was_there(pair, what, first, other):
+    told = [read_json(pair / "latents" / f"failures-{rank}.json")[what] for rank in (0, 1)]
+    assert told[0].startswith(first)
+    assert told[1].startswith("SaeError: process 0 of 2 failed: ")
+    assert other in told[1]
+    assert load_dictionary(pair / "latents" / "dictionary").provenance == {}
+    assert not [path.name for path in (pair / "latents").iterdir() if path.name.startswith(".partial")]
 
 
 def test_rows_and_latents_can_be_shared_at_once(single, tmp_path):
