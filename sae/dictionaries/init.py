@@ -4,7 +4,8 @@
     atoms: rows (x_i - b_dec) / |x_i - b_dec| of a random sample, or random unit vectors;   the encoder is tied, W_enc = W_dec^T
     thresholds: where an activation does not fix k, the bias -t (ReLU, Gated) or theta = t (JumpReLU) that leaves START_L0 active
 
-Atoms on the data start alive: each of them fires at least for the activation it was made from. A codebook starts on data that keeps its norm.
+Atoms on the data start alive: each of them fires at least for the activation it was made from. A codebook starts on data that keeps its norm,
+divided by k where the chosen codes are added, so that both rules start at the same reconstruction.
 """
 
 import math
@@ -17,6 +18,7 @@ from torch import Tensor
 from sae.dictionaries.activations import Gated, JumpReLU, ReLU
 from sae.dictionaries.autoencoder import Autoencoder
 from sae.dictionaries.base import Dictionary, random_atoms
+from sae.dictionaries.codebook import Codebook
 from sae.errors import ConfigError
 
 MAX_MEDIAN_ROWS = 32_768
@@ -78,6 +80,8 @@ def initialise_(
         rows = rows[norms > 1e-6 * norms.mean()]
         dictionary.W_dec[: len(rows)] = rows
     dictionary.normalise_()
+    if isinstance(dictionary, Codebook) and dictionary.config.reduce == "sum":
+        dictionary.W_dec.div_(dictionary.config.k)
     if isinstance(dictionary, Autoencoder):
         dictionary.W_enc.copy_(dictionary.W_dec.T)
         dictionary.b_enc.zero_()
