@@ -59,11 +59,10 @@ PURSUIT_BAR, PURSUIT_STEPS = 0.229, 150
 SHORT_PURSUIT = f"pursuit, {PURSUIT_STEPS} steps"
 SEEN = """
 What is to be seen: how well each form uses the same width, the same number of active latents and the same tokens, under one short training
-budget; what the language model loses; and what a code costs once all are as exact as each other, which FVU at equal L0 does not say (values of
-a pursuit need more bits, signs cost one). What is not: whether the latents mean anything. A lower FVU is not a better feature (pursuit and
-AbsTopK reach theirs partly because a latent may be reused for what is left, or stand for two directions), Matryoshka pays in FVU for an order of
-its latents that none of these columns rewards, ReLU and Gated would gain from longer runs more than TopK does, and one seed, one layer and one
-small model say nothing about others. Differences below about 0.003 in FVU are within what another seed changes."""
+budget; what the language model loses; and what a code costs once all are as exact as each other, which FVU at equal L0 does not say. What is
+not: whether the latents mean anything. A lower FVU is not a better feature: a pursuit step may spend a latent on what the others left, a signed
+latent may stand for two directions, and Matryoshka pays in FVU for an order of its latents that none of these columns rewards. One seed, one
+site and one small model say nothing about others, a short run nothing about a long one, and small differences may be the seed's."""
 
 
 @dataclass(frozen=True, kw_only=True)
