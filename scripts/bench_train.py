@@ -34,7 +34,7 @@ from sae.training.schedules import learning_rate
 D_IN, BATCH, K, K_AUX = 576, 2048, 32, 256
 OBJECTIVE = ReconstructionObjective()
 DEAD_BAR, ALIVE_BAR, ENCODE_BAR, MEMORY_BAR, FVU_BAR, LINEAR_BAR = 12.0, 10.0, 6.0, 2.5, 0.01, 1.05
-GRADIENT_BARS = {"alive": 1e-4, "bias -40": 1e-4, "answering": 5e-3}
+GRADIENT_BARS = {"alive": 1e-4, "bias -40": 1e-4, "answering": 2e-3}
 
 
 class Table:
@@ -205,7 +205,9 @@ def gradients(table: Table, d_sae: int, kind: str) -> None:
     mask = torch.zeros(d_sae, dtype=torch.bool) if dead is None else dead
     OBJECTIVE(dictionary, x, None, Moment(dead=mask)).total.backward()
     naive.loss(x, dead)[0].backward()
-    pairs = [(getattr(dictionary, name).grad, getattr(naive, name).grad) for name in ("W_enc", "W_dec", "b_enc", "b_dec")]
+    # AuxK moves dead latents only: ours does not pass it on to b_dec through their answers.
+    names = ("W_enc", "W_dec", "b_enc", "b_dec") if dead is None else ("W_enc", "W_dec", "b_enc")
+    pairs = [(getattr(dictionary, name).grad, getattr(naive, name).grad) for name in names]
     worst = max(float((ours - theirs).norm() / theirs.norm()) for ours, theirs in pairs)
     table.add(f"gradient against autograd, {d_sae} latents, {kind}", worst, "relative", f"<= {GRADIENT_BARS[kind]:g}")
 

@@ -350,12 +350,10 @@ def test_revival_and_its_gradient_are_those_of_autograd(n, m, k, precision, monk
     rows_enc, rows_dec = draw(m, 48, seed=2) / 7, draw(m, 40, seed=3) / 6
     got = revival.revive(x, residual, rows_enc, bias, rows_dec, k)
     answers = x @ rows_enc.T + bias
-    if precision == "bfloat16":  # which of two nearly equal answers is kept depends on their rounding; count only clear cases
-        answers = (x.bfloat16() @ rows_enc.bfloat16().T).float() + bias
     kept = answers.clone()
     dense.keep_largest_(kept, k)
     error, gradients = revival_by_autograd(x, residual, rows_enc, bias, rows_dec, kept > 0)
-    tolerance = 1e-5 if precision == "float32" else 1.5e-2
+    tolerance = 1e-5 if precision == "float32" else 5e-3
     assert got.error == pytest.approx(error, rel=tolerance)
     for ours, theirs in zip((got.grad_enc, got.grad_bias, got.grad_dec), gradients, strict=True):
         assert (ours.double() - theirs).norm() <= tolerance * theirs.norm()

@@ -4,8 +4,11 @@
     dD = -2 kept^T (residual - e_hat),    da = -2 (residual - e_hat) D^T where kept > 0,    dE = da^T x,    db = sum of the rows of da
 
 x and residual are held fixed. A block of rows goes through the three products of the first line and da while it is in the cache; the two
-products that sum over rows follow, block of latents by block of latents. In bfloat16 each factor is rounded (unit roundoff 2^-8) and sums
-are kept in float32: errors of a gradient are about 3e-3 of its size.
+products that sum over rows follow, block of latents by block of latents.
+
+In bfloat16 each factor is rounded (unit roundoff 2^-8) and sums are kept in float32: about 3e-3 of a gradient's size. Which answers are kept
+would follow the rounding too, and cost far more than that: answers within 3 * 2^-8 |x||E_j| / sqrt(d_in), some seven standard deviations of
+their error, of the least kept one (or of 0) are computed again in float32 before the choice.
 """
 
 import numpy as np
@@ -15,13 +18,15 @@ from torch import Tensor
 
 from sae.dictionaries.kernels.cpu import team
 from sae.dictionaries.kernels.cpu.dense import keep_row
-from sae.dictionaries.kernels.cpu.loops import arrays, compiled
+from sae.dictionaries.kernels.cpu.loops import arrays, compiled, kth_key
 from sae.dictionaries.kernels.cpu.memory import recycled
 from sae.dictionaries.kernels.cpu.rough import available
+from sae.dictionaries.kernels.cpu.rows import dot, dots
+from sae.dictionaries.kernels.cpu.vectors import LANES, list_above
 from sae.dictionaries.kernels.reference import Revival
 
-BLOCK_ROWS, BLOCK_LATENTS = 256, 128
-"""Rows, and latents, that a member of the team takes at a time."""
+BLOCK_ROWS, BLOCK_LATENTS = 256, 192
+"""Rows, and at most so many latents, that a member of the team takes at a time."""
 
 
 def revive(
@@ -41,13 +46,14 @@ def revive(
         enc, dec = rows_enc.detach().to(low), rows_dec.detach().to(low)
     n_blocks = -(-n // BLOCK_ROWS)
     errors, bias_sums = np.zeros(n_blocks), np.zeros((n_blocks, m), np.float32)
-    (offset,) = arrays(bias)
+    reach = torch.linalg.vector_norm(rows_enc.detach(), dim=1) * (3 * 2.0**-8 / d_in**0.5 if low == torch.bfloat16 else 0.0)
+    given, encoder, offset, near = arrays(x, rows_enc, bias, reach)
 
     def block_of_rows(b: int) -> None:
         part = slice(b * BLOCK_ROWS, (b + 1) * BLOCK_ROWS)
         x_low[part] = x[part]
         torch.mm(x_low[part], enc.T, out=pulls[part])
-        keep_answers(_bits(pulls[part]), offset, min(k, m), _bits(kept[part]))
+        keep_answers(_bits(pulls[part]), given[part], encoder, offset, near, min(k, m), _bits(kept[part]))
         errors[b] = leave(*arrays(residual[part]), _bits(kept[part] @ dec), _bits(rest_low[part]))
         torch.mm(rest_low[part], dec.T, out=pulls[part])
         mask_pulls(_bits(kept[part]), _bits(pulls[part]), bias_sums[b])
@@ -55,12 +61,16 @@ def revive(
     team.each(block_of_rows, n_blocks)
     grad_enc, grad_dec = recycled(m, d_in), recycled(m, d_out)
 
+    # Every member gets as many blocks as the others: one block more for one of two would double the time of a small m.
+    n_shares = team.size() * -(-m // (BLOCK_LATENTS * team.size()))
+    size = -(-m // n_shares)
+
     def block_of_latents(b: int) -> None:
-        part = slice(b * BLOCK_LATENTS, (b + 1) * BLOCK_LATENTS)
+        part = slice(b * size, (b + 1) * size)
         torch.mul(pulls[:, part].T @ x_low, -2.0, out=grad_enc[part])
         torch.mul(kept[:, part].T @ rest_low, -2.0, out=grad_dec[part])
 
-    team.each(block_of_latents, -(-m // BLOCK_LATENTS))
+    team.each(block_of_latents, -(-m // size))
     return Revival(float(errors.sum()), grad_enc, torch.from_numpy(bias_sums.sum(0) * np.float32(-2)), grad_dec)
 
 
@@ -94,14 +104,34 @@ def narrow(row: np.ndarray, out: np.ndarray) -> None:
 
 
 @compiled
-def keep_answers(answers: np.ndarray, bias: np.ndarray, k: int, kept: np.ndarray) -> None:
-    """kept = the k largest positive entries of each row of answers + bias, 0 elsewhere."""
+def keep_answers(
+    answers: np.ndarray, x: np.ndarray, rows: np.ndarray, bias: np.ndarray, reach: np.ndarray, k: int, kept: np.ndarray
+) -> None:
+    """kept = the k largest positive entries of each row of answers + bias, 0 elsewhere; entries within |x| reach of the choice are first
+    replaced by x . rows + bias.
+    """
     n, m = answers.shape
-    row = np.empty(m, np.float32)
+    row, positive, least = np.empty(m, np.float32), np.empty(m, np.float32), np.zeros(1, np.float32)
+    below, ones, none = np.empty((1, m), np.float32), np.ones(m, np.float32), np.zeros(m, np.float32)
+    close, exact = np.empty(m + LANES, np.int32), np.empty(m, np.float32)
+    vectors = m // LANES * LANES
     for r in range(n):
         widen(answers[r], row)
         for c in range(m):
             row[c] += bias[c]
+            positive[c] = row[c] if row[c] > 0 else np.float32(0)
+        least.view(np.int32)[0] = kth_key(positive.view(np.int32), m, k) if k < m else 0
+        size, n_close = np.sqrt(dot(x[r], x[r])), 0
+        for c in range(m):
+            below[0, c] = -abs(row[c] - least[0])
+        for c in range(0, vectors, LANES):  # where size reach > |row - least|
+            n_close = list_above(below, ones, none, reach, 0, c, np.float32(1), size, np.float32(0), np.int32(-1), close, n_close)
+        for c in range(vectors, m):
+            close[n_close] = c
+            n_close += below[0, c] + size * reach[c] > 0
+        dots(x[r], rows, close, 0, n_close, exact)
+        for i in range(n_close):
+            row[close[i]] = exact[i] + bias[close[i]]
         keep_row(row, row.view(np.int32), k)
         narrow(row, kept[r])
 
