@@ -93,11 +93,11 @@ def train(
     if all(finished(out / name) for name in plans):
         console.print("finished already")
     with ExitStack() as stack:
+        stack.enter_context(_stoppable(out))
         stack.enter_context(_warnings_on_screen())
         trackers = _trackers(stack, tracker, plans, feed, activations, out, project=project, offline=offline)
         follow = display(next(iter(plans.values())).training.n_steps, feed.batch_size)
         stack.callback(follow.close)
-        stack.enter_context(_stoppable(out))
         for records in train_from_store(activations, plans if len(plans) > 1 else plans["."], feed, out, upkeep=upkeep, device=where):
             follow.show(records)
             for name, record in records.items():

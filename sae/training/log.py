@@ -47,7 +47,7 @@ class Record:
     pressure: float
     """Factor on the sparsity penalty."""
     tokens_per_second: float
-    """Tokens trained on per second of wall time, over the last steps; null in a run's first step."""
+    """Tokens trained on per second of wall time, over the last steps; null in the first step of a process."""
 
     @staticmethod
     def of(step: Step, *, n_revived: int, tokens_per_second: float) -> "Record":

@@ -176,7 +176,6 @@ def _steps(
     runs = {name: Run(m.dictionary, m.plan.objective, m.plan.training, m.state) for name, m in members.items()}
     batches = (_to(batch, device) for batch in train_batches(store, feed, skip=start))
     probe, pace = _to(sample(store, feed, N_PROBE), device), Pace()
-    pace.at(time.perf_counter(), start * feed.batch_size)
     at_work: str | None = None
     try:
         for steps in sweep(batches, runs):

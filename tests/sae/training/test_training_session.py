@@ -116,6 +116,7 @@ def test_an_abandoned_run_goes_on_to_the_same_bits(store, tmp_path, stop):
     logs = [[{**line, "tokens_per_second": 0} for line in read_log(tmp_path / name / "log.jsonl")] for name in ("whole", "cut")]
     assert logs[0] == logs[1]
     assert [line["step"] for line in logs[0]] == [records["."].step for records in whole] == list(range(12))
+    assert read_log(tmp_path / "whole" / "log.jsonl")[0]["tokens_per_second"] is None
 
 
 # --- what a run does ---------------------------------------------------------------------------------------------------------------------
@@ -358,6 +359,27 @@ def test_weights_that_diverge_are_never_saved(store, tmp_path, rate, n_steps):
     with pytest.raises(SaeError, match=r"the (weights|loss) diverged at step 0: .*; no checkpoint had been written"):
         run(store, wanted, tmp_path, upkeep=Upkeep(checkpoint_every=1))
     assert checkpoints(tmp_path) == [] and not finished(tmp_path)
+
+
+@pytest.mark.parametrize(("what", "named"), [
+    (lambda member, state: state.optimiser.moments["W_enc"]["exp_avg_sq"], "exp_avg_sq of W_enc is not finite"),
+    (lambda member, state: state.averages["b_dec"], "average of b_dec is not finite"),
+    (lambda member, state: member.b_enc, "b_enc is not finite"),
+])  # fmt: skip
+def test_what_is_not_finite_is_named_and_not_saved_though_the_loss_looks_well(store, tmp_path, monkeypatch, what, named):
+    real = session.sweep
+
+    def sweep(batches, runs):
+        for steps in real(batches, runs):
+            if steps["."].index == 5:
+                tensor = what(runs["."].dictionary, runs["."].state).detach()
+                tensor[(0,) * tensor.ndim] = float("inf")
+            yield steps
+
+    monkeypatch.setattr(session, "sweep", sweep)
+    with pytest.raises(SaeError, match=f"the weights diverged at step 5: {named} .*the last good checkpoint is .*step-00000003"):
+        run(store, plan(ema_decay=0.5), tmp_path, upkeep=Upkeep(checkpoint_every=3))
+    assert load_training(tmp_path)[1].step == 3
 
 
 def test_a_loss_that_diverges_later_leaves_a_checkpoint_that_loads(store, tmp_path):
