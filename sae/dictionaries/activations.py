@@ -24,8 +24,8 @@ from torch.autograd.function import once_differentiable
 from sae.dictionaries.kernels import Above, Rule, Top, TopOfBatch
 from sae.errors import ConfigError
 
-THRESHOLD_DECAY = 0.99
-"""Decay per step of BatchTopK's running threshold: an average over about the last hundred batches."""
+THRESHOLD_DECAY = 0.95
+"""Decay per step of BatchTopK's running threshold: an average over about the last twenty batches."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -38,6 +38,8 @@ class SparseCodes:
         """Codes whose active slots are those with a value other than 0, in the order they have. Differentiable in `values`."""
         active = values != 0
         counts = active.sum(1)
+        if bool(active.all()):
+            return SparseCodes(indices, values, counts, d_sae)
         if bool((active[:, 1:] & ~active[:, :-1]).any()):  # an unused slot before an active one
             order = (~active).to(torch.uint8).argsort(dim=1, stable=True)
             indices, values, active = indices.gather(1, order), values.gather(1, order), active.gather(1, order)

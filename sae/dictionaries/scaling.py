@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sae.dictionaries.kernels.dispatch import difference
 from sae.errors import ConfigError
 
 
@@ -56,8 +57,8 @@ class Scaling:
 
     def apply(self, acts: Float[Tensor, "n d_in"]) -> Float[Tensor, "n d_in"]:
         """x = (acts - mean) * scale, in the dtype and on the device of `mean`."""
-        # In place: a second fresh array costs more than the arithmetic.
-        return (acts.to(self.mean) - self.mean).mul_(self.scale)
+        # In place, in memory that is used again: a fresh array costs more than the arithmetic.
+        return difference(acts.to(self.mean), self.mean).mul_(self.scale)
 
     def undo(self, x: Float[Tensor, "n d_in"]) -> Float[Tensor, "n d_in"]:
         """acts = x / scale + mean."""

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from sae.dictionaries.kernels.dispatch import kernels_for, products_for
+from sae.dictionaries.kernels.dispatch import difference, kernels_for, products_for
 from sae.dictionaries.kernels.reference import Path, Slots
 from sae.dictionaries.kernels.rules import Rule
 
@@ -54,7 +54,7 @@ class Encode(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, shift: Tensor | None, W_enc: Tensor, b_enc: Tensor, rule: Rule) -> tuple[Tensor, Tensor]:
-        centred = x.contiguous() if shift is None else x - shift
+        centred = x.contiguous() if shift is None else difference(x, shift)
         values, indices = rule.select(kernels_for(W_enc), centred, W_enc.T.contiguous(), b_enc)
         ctx.save_for_backward(centred, W_enc, values, indices)
         ctx.mark_non_differentiable(indices)
@@ -79,16 +79,16 @@ class Explain(torch.autograd.Function):
         asked: Tensor | None, k_aux: int,
     ) -> tuple[Tensor, ...]:  # fmt: skip
         kernels, rows = kernels_for(W_dec), W_enc.T.contiguous()
-        centred = x.contiguous() if shift is None else x - shift
+        centred = x.contiguous() if shift is None else difference(x, shift)
         values, indices = rule.select(kernels, centred, rows, b_enc)
         # In an autoencoder what is decoded is what was encoded, and both ends are shifted alike.
-        wanted = centred if target is x and shift is b_dec else target - b_dec
+        wanted = centred if target is x and shift is b_dec else difference(target, b_dec)
         residual, dots = products_for(W_dec, values.shape[1]).decode_error(values, indices, W_dec, wanted)
         ctx.revival = None if asked is None else kernels.revive(centred, residual, rows[asked], b_enc[asked], W_dec[asked], k_aux)
         ctx.save_for_backward(centred, W_enc, W_dec, values, indices, residual, dots, asked)
         ctx.mark_non_differentiable(residual, values, indices)
         revival = residual.new_tensor(0.0 if ctx.revival is None else ctx.revival.error)
-        return torch.linalg.vector_norm(residual).square(), revival, residual, values, indices
+        return torch.linalg.vector_norm(residual, dim=1).square().sum(), revival, residual, values, indices
 
     @staticmethod
     @once_differentiable

@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import Literal
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from sae.dictionaries.kernels import reference
@@ -39,6 +40,14 @@ def kernels_for(x: Tensor) -> ModuleType:
 def gathered(x: Tensor) -> AbstractContextManager[None]:
     """Inside the `with` block nothing but the kernels uses more than one thread, where they bring threads of their own (numba)."""
     return getattr(kernels_for(x), "gathered", nullcontext)()
+
+
+def difference(rows: Float[Tensor, "n width"], shift: Float[Tensor, "width"]) -> Float[Tensor, "n width"]:
+    """rows - shift, in memory that is used again where the kernels keep some; differentiable."""
+    recycled = getattr(kernels_for(rows), "recycled", None)
+    if recycled is None or rows.dtype != torch.float32 or (torch.is_grad_enabled() and (rows.requires_grad or shift.requires_grad)):
+        return rows - shift
+    return torch.sub(rows, shift, out=recycled(*rows.shape))
 
 
 def products_for(rows: Tensor, k: int) -> ModuleType:

@@ -176,7 +176,7 @@ def test_the_threshold_is_the_running_mean_of_the_smallest_value_kept_and_is_sav
         made.settle_(codes)
     expected = least[0]
     for value in least[1:]:
-        expected = 0.99 * expected + 0.01 * value
+        expected = 0.95 * expected + 0.05 * value
     assert float(made.threshold) == pytest.approx(expected)
     save_dictionary(made, tmp_path / "saved")
     loaded = load_dictionary(tmp_path / "saved")

@@ -2,6 +2,7 @@
 
 from sae.dictionaries.kernels.cpu.dense import keep_largest_, product
 from sae.dictionaries.kernels.cpu.gram import gram
+from sae.dictionaries.kernels.cpu.memory import recycled
 from sae.dictionaries.kernels.cpu.pursuit import gram_fits, pursue, reverse_sweep
 from sae.dictionaries.kernels.cpu.revival import revive
 from sae.dictionaries.kernels.cpu.selection import top
@@ -12,5 +13,5 @@ from sae.dictionaries.kernels.reference import above, unit_rows_
 
 __all__ = [
     "above", "adam_", "decode_error", "gathered", "gram", "gram_fits", "keep_largest_", "product", "project_", "pursue",
-    "reverse_sweep", "revive", "row_dots", "scattered_sum", "sum_squares", "top", "unit_rows_", "weighted_rows", "weighted_rows_t",
+    "recycled", "reverse_sweep", "revive", "row_dots", "scattered_sum", "sum_squares", "top", "unit_rows_", "weighted_rows", "weighted_rows_t",
 ]  # fmt: skip

@@ -182,7 +182,7 @@ def revive(
     keep_largest_(kept, min(k, len(bias)))
     rest = residual - kept @ rows_dec
     pull = (rest @ rows_dec.T).mul_(kept > 0).mul_(-2)
-    error = float(torch.linalg.vector_norm(rest)) ** 2
+    error = float(torch.linalg.vector_norm(rest, dim=1).double().square().sum())
     return Revival(error, pull.T @ x, pull.sum(0), -2 * (kept.T @ rest))
 
 
