@@ -73,6 +73,9 @@ CASES = {
 SHARDED = {
     "top_k": CASES["top_k"],
     "more than a shard holds": replace(CASES["top_k"], config=autoencoder(TopK(40)), training=replace(TRAINING, dead_tokens=10)),
+    "dead in both shards": replace(
+        CASES["top_k"], objective=ReconstructionObjective(aux_share=0.125), training=replace(TRAINING, dead_tokens=5)
+    ),
     "multi_top_k": replace(CASES["top_k"], objective=MultiTopKObjective()),
     "adam_rows": replace(CASES["top_k"], training=replace(TRAINING, optimiser=OptimiserConfig(kind="adam_rows"))),
     "top_k in float32": CASES["top_k in float32"],
