@@ -26,6 +26,10 @@ from sae.errors import ConfigError
 
 THRESHOLD_DECAY = 0.95
 """Decay per step of BatchTopK's running threshold: an average over about the last twenty batches."""
+THRESHOLD_RATE = 10.0
+"""How many times the learning rate log_threshold is trained with: at the others' pace L0 runs away from its target faster than thresholds
+follow.
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,7 +197,7 @@ class JumpReLU(_Activation):
 
     threshold: float = 1.0
     """Threshold of every latent at the start, in units of x (norm sqrt(d_in))."""
-    bandwidth: float = 1.0
+    bandwidth: float = 2.0
     """Width eps of the kernel, in the same unit."""
     kind: Literal["jump_relu"] = "jump_relu"
     """Names the activation in a saved configuration."""

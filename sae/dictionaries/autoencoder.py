@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sae.dictionaries import kernels
-from sae.dictionaries.activations import Activation, Active, TopK
+from sae.dictionaries.activations import THRESHOLD_RATE, Activation, Active, JumpReLU, TopK
 from sae.dictionaries.base import Dictionary, check_widths, random_atoms
 from sae.dictionaries.codes import SparseCodes
 from sae.dictionaries.explained import Ask, Explained, prefix_errors
@@ -163,9 +163,13 @@ class Autoencoder(Dictionary):
     ) -> Explained:
         codes = SparseCodes.of_slots(slots.indices, slots.values.detach(), self.d_sae)
         return Explained(
-            error=error, residual=residual, codes=codes, l0=float(codes.counts.double().mean()), revival=revival, penalty=penalty,
+            error=error, residual=residual, codes=codes, l0=float(codes.counts.double().mean()), revival=revival, penalty=penalty, penalty_is_l0=isinstance(self.config.activation, JumpReLU),
             gate_error=gate_error, prefix_errors=nested,
         )  # fmt: skip
+
+    def rate_factor(self, name: str) -> float:
+        """How many times the learning rate a parameter is trained with: more for JumpReLU's thresholds, which live on a logarithmic scale."""
+        return THRESHOLD_RATE if name == "log_threshold" else 1.0
 
     def settle_(self, codes: SparseCodes) -> None:
         """BatchTopK's threshold takes note of the smallest value of a training batch."""

@@ -152,6 +152,10 @@ class Dictionary(nn.Module, ABC):
             raise ConfigError(f"acts must be finite, got NaN or Inf in {n_bad} of {len(acts)} rows ({type(self).__name__})")
         return x
 
+    def rate_factor(self, name: str) -> float:
+        """How many times the learning rate the parameter `name` is trained with."""
+        return 1.0
+
     @torch.no_grad()
     def normalise_(self) -> None:
         """Scale every atom to unit norm, in place; nothing where atoms are not `unit_atoms`."""

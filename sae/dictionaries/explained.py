@@ -47,6 +47,8 @@ class Explained:
     """Squared error that the asked latents leave of the residual; 0 where none was asked."""
     penalty: Float[Tensor, ""]
     """What the activation charges for the codes, a mean over rows; 0 where k fixes their number."""
+    penalty_is_l0: bool = False
+    """Whether that is L0 itself, with a gradient in the thresholds."""
     gate_error: Float[Tensor, ""]
     """Squared error of the gates' own reconstruction through the decoder held fixed (Gated); 0 otherwise."""
     prefix_errors: Float[Tensor, "n_prefixes"]

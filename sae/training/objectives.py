@@ -10,7 +10,8 @@
     Multi-TopK       the same, plus coefficient * FVU with factor k active latents                Gao et al. 2024 (2406.04093) section 2.2, A.4
 
 AuxK is that of Gao et al. sections 2.4 and A.2: e is held fixed and e_hat has no bias, so it moves dead latents only, encoder and decoder
-alike. The L1 and L0 penalties are weighted by a pressure that training adjusts until the number of active latents is `target_l0`.
+alike. With `target_l0` the weight of an L1 penalty, its pressure, is adjusted until so many latents are active; an L0 penalty, which has
+gradients towards the target from both sides, becomes target_coefficient (L0 / target_l0 - 1)^2 instead.
 """
 
 import math
@@ -83,7 +84,9 @@ class ReconstructionObjective:
     sparsity_coefficient: float = 0.02
     """Weight of the sparsity penalty; without effect on activations that fix k."""
     target_l0: float | None = None
-    """Active latents per row that the pressure is steered to; absent, the pressure stays 1."""
+    """Active latents per row that are aimed at; absent, the penalty keeps its weight."""
+    target_coefficient: float = 2.0
+    """Weight of (L0 / target_l0 - 1)^2, for activations whose penalty is L0 itself."""
     control_rate: float = 0.02
     """Largest relative change of the pressure per step; the change is proportional to ln(l0 / target_l0)."""
 
@@ -93,6 +96,7 @@ class ReconstructionObjective:
             "aux_share": (0 < self.aux_share <= 1, "in (0, 1]"),
             "sparsity_coefficient": (self.sparsity_coefficient >= 0, "at least 0"),
             "target_l0": (self.target_l0 is None or self.target_l0 > 0, "positive"),
+            "target_coefficient": (self.target_coefficient > 0, "positive"),
             "control_rate": (0 < self.control_rate < 1, "in (0, 1)"),
         }
         for name, (good, text) in allowed.items():
@@ -123,10 +127,16 @@ class ReconstructionObjective:
             left = world.variance(explained.residual)
             if bool(explained.revival > 0) and bool(left > 0):
                 total = total + self.aux_coefficient * explained.revival / left
-        sparsity = world.share * explained.penalty / math.sqrt(dictionary.d_in)
-        total = total + moment.pressure * self.sparsity_coefficient * sparsity
         own = [float(explained.error.detach() / variance), world.share * explained.l0]
         fvu, l0 = world.total(torch.tensor(own, dtype=torch.float64, device=total.device)).unbind()
+        if self.target_l0 is not None and explained.penalty_is_l0:
+            # Its derivative through each rank's own share of L0, and the value that the whole has.
+            excess = float(l0) / self.target_l0 - 1
+            moved = 2 * excess / self.target_l0 * (explained.penalty - explained.penalty.detach())
+            total = total + world.share * self.target_coefficient * (excess**2 + moved)
+            return Losses(total, fvu, explained.codes, explained.residual, float(l0), moment.pressure)
+        sparsity = world.share * explained.penalty / math.sqrt(dictionary.d_in)
+        total = total + moment.pressure * self.sparsity_coefficient * sparsity
         pressure = self._next_pressure(moment.pressure, float(l0))
         return Losses(total, fvu, explained.codes, explained.residual, float(l0), pressure)
 

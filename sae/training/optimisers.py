@@ -75,7 +75,8 @@ class Optimiser:
         scale = min(1.0, self.config.clip_norm / (norm + 1e-6))
         self.n_steps += 1
         for name, parameter in _trained(dictionary):
-            self._update_(name, parameter, rate, scale, unit_rows=name == "W_dec" and dictionary.unit_atoms)
+            unit_rows = name == "W_dec" and dictionary.unit_atoms
+            self._update_(name, parameter, rate * dictionary.rate_factor(name), scale, unit_rows)
         return norm
 
     @torch.no_grad()

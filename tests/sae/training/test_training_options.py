@@ -10,6 +10,7 @@ import torch
 from sae.dictionaries.activations import BatchTopK, Gated, JumpReLU, ReLU, TopK
 from sae.dictionaries.autoencoder import Autoencoder, AutoencoderConfig
 from sae.dictionaries.codebook import Codebook, CodebookConfig
+from sae.dictionaries.explained import Ask
 from sae.dictionaries.init import initialise_, initialise_transcoder_
 from sae.dictionaries.pursuit import MatchingPursuit, PursuitConfig
 from sae.dictionaries.scaling import Scaling
@@ -196,22 +197,43 @@ def test_a_codebook_finds_clusters_if_unused_codes_are_replaced(replaced):
 
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("activation", [ReLU(), JumpReLU(), Gated()], ids=lambda a: a.kind)
-def test_the_pressure_steers_the_number_of_active_latents_to_its_target(activation):
+def test_the_number_of_active_latents_is_steered_to_its_target(activation):
     made = fresh(activation)
     config = TrainConfig(n_steps=600, learning_rate=5e-3)
     steps = list(train(made, itertools.cycle(batches(40)), ReconstructionObjective(target_l0=6.0), config))
     l0 = sum(step.l0 for step in steps[-50:]) / 50
     assert l0 == pytest.approx(6.0, rel=0.1)
-    assert steps[-1].pressure != 1
+    assert (steps[-1].pressure != 1) == (activation.kind != "jump_relu")
     free = list(train(fresh(activation), itertools.cycle(batches(40)), ReconstructionObjective(), TrainConfig(n_steps=20)))
     assert all(step.pressure == 1 for step in free)
 
 
+def test_an_l0_penalty_becomes_the_squared_distance_to_its_target():
+    made = fresh(JumpReLU(bandwidth=0.5)).double()
+    x, nobody = made.scaled(batches()[0].double()), Moment(dead=torch.zeros(D_SAE, dtype=torch.bool))
+    objective = ReconstructionObjective(target_l0=3.0, target_coefficient=0.7)
+    losses = objective(made, x, None, nobody)
+    assert float(losses.total.detach()) == pytest.approx(float(losses.fvu) + 0.7 * (losses.l0 / 3 - 1) ** 2)
+    explained = made.explain(x, Ask())
+    fvu = explained.error / (x - x.mean(0)).square().sum()
+    expected = torch.autograd.grad(fvu + 0.7 * (explained.penalty / 3 - 1).square(), [made.log_threshold, made.W_enc])
+    torch.testing.assert_close(torch.autograd.grad(losses.total, [made.log_threshold, made.W_enc]), expected)
+
+
+def test_thresholds_are_trained_at_a_rate_of_their_own():
+    made = fresh(JumpReLU())
+    before = made.log_threshold.detach().clone()
+    for p in made.parameters():
+        p.grad = torch.ones_like(p)
+    Optimiser(made, OptimiserConfig(clip_norm=1e9)).step_(made, 1e-3)
+    torch.testing.assert_close(made.log_threshold.detach(), before - 1e-2)
+
+
 def test_a_run_under_control_resumes_with_its_pressure(tmp_path):
     config, objective = TrainConfig(n_steps=12, learning_rate=1e-2), ReconstructionObjective(target_l0=3.0)
-    whole = fresh(JumpReLU())
+    whole = fresh(ReLU())
     ends = list(train(whole, batches(), objective, config))
-    half = fresh(JumpReLU())
+    half = fresh(ReLU())
     for step in train(half, batches(), objective, config):
         if step.index == 6:
             save_training(tmp_path, half, step.state)
