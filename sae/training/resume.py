@@ -7,6 +7,7 @@
 A checkpoint appears whole or not at all; older ones are removed only after the new one is in place.
 """
 
+import os
 import re
 import shutil
 from pathlib import Path
@@ -17,6 +18,7 @@ from sae.dictionaries.checkpoint import load_dictionary, write_dictionary
 from sae.errors import ConfigError, FormatError
 from sae.fingerprint import from_json, to_json
 from sae.storage import atomic_folder, load_tensors, read_json, save_tensors, write_json
+from sae.storage.atomic import TEMPORARY_PREFIX
 from sae.training.loop import TrainConfig, TrainState
 
 FORMAT = 2
@@ -40,7 +42,15 @@ def remove_old(folder: Path, path: Path, keep: int) -> None:
     """Remove all checkpoints of `folder` but the newest `keep` and `path`."""
     for old in checkpoints(folder)[:-keep]:
         if old != path:
-            shutil.rmtree(old)
+            remove_checkpoint(old)
+
+
+def remove_checkpoint(path: Path) -> None:
+    """Remove a checkpoint. It is gone at once: a kill on the way leaves no half of it under its name."""
+    retired = path.with_name(f"{TEMPORARY_PREFIX}{path.name}")
+    shutil.rmtree(retired, ignore_errors=True)  # of an earlier kill
+    os.replace(path, retired)
+    shutil.rmtree(retired)
 
 
 def write_record(path: Path, state: TrainState) -> None:
