@@ -19,7 +19,6 @@ from sae.evaluation.reconstruction import pca_fvu, reconstruction
 from sae.evaluation.transcoding import linear_fvu, transcoding
 from sae.storage import read_json, write_json
 from sae.training.feed import FeedConfig, held_out_batches, train_batches, usable_tokens
-from sae.training.loop import Batch
 from sae.training.plans import Plan
 from sae.training.session import untrained
 
@@ -77,13 +76,13 @@ def _scores(store: ActivationStore, plan: Plan, feed: FeedConfig, folder: Path, 
     return scores
 
 
-def _held_out(store: ActivationStore, feed: FeedConfig, n_tokens: int, device: torch.device) -> Iterator[Batch]:
+def _held_out(store: ActivationStore, feed: FeedConfig, n_tokens: int, device: torch.device) -> Iterator[Any]:
     """Batches of the first held-out tokens in random order."""
     batches = itertools.islice(held_out_batches(store, feed, batch_size=min(ROWS, n_tokens)), -(-n_tokens // ROWS))
     return ((b[0].to(device), b[1].to(device)) if isinstance(b, tuple) else b.to(device) for b in batches)
 
 
-def _fit(store: ActivationStore, feed: FeedConfig) -> Iterator[Batch]:
+def _fit(store: ActivationStore, feed: FeedConfig) -> Iterator[Any]:
     """Batches to fit the linear code on, each token at most once."""
     n = min(len(usable_tokens(store, feed)), MAX_FIT_TOKENS)
     return itertools.islice(train_batches(store, feed), max(1, n // feed.batch_size))

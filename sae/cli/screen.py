@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Protocol, runtime_checkable
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
 from rich.progress_bar import ProgressBar
 from rich.text import Text
 
@@ -72,7 +72,7 @@ class LiveDisplay:
         self.n_steps, self.batch_size = n_steps, batch_size
         columns: list[ProgressColumn] = [TextColumn("{task.description}"), _Bar(bar_width=14), MofNCompleteColumn(), _Numbers()]
         self.bars = Progress(*columns, console=console, refresh_per_second=5)
-        self.tasks: dict[str, int] = {}
+        self.tasks: dict[str, TaskID] = {}
         self.bars.start()
 
     def show(self, records: Mapping[str, Record]) -> None:

@@ -49,7 +49,7 @@ from sae.training.feed import FeedConfig, sample, train_batches
 from sae.training.log import Log, Pace, Record
 from sae.training.loop import DIVERGED_FVU, Batch, Step, TrainState, averaged
 from sae.training.plans import Plan
-from sae.training.resume import checkpoints, load_training, save_training
+from sae.training.resume import checkpoints, load_training, remove_checkpoint, save_training
 from sae.training.sweep import Run, sweep
 
 FORMAT = 1
@@ -106,13 +106,14 @@ def finished(folder: str | Path) -> bool:
 def untrained(store: ActivationStore, plan: Plan, feed: FeedConfig) -> Dictionary:
     """The dictionary of a plan with random atoms and the scaling of the store: what training starts from before it has seen data."""
     scaling = fit_scaling(store, feed.site)
-    provenance = {"site": feed.site, "model_digest": store.manifest.model.digest, "store_digest": store.digest}
+    provenance: dict[str, Any] = {"site": feed.site, "model_digest": store.manifest.model.digest, "store_digest": store.digest}
     provenance["training"] = {**plan.json(), "feed": to_json(feed)}
     if isinstance(plan.dictionary, AutoencoderConfig):
         target = None if feed.target_site is None else fit_scaling(store, feed.target_site)
         return Autoencoder(plan.dictionary, scaling, target_scaling=target, seed=feed.seed, provenance=provenance)
-    made = Codebook if isinstance(plan.dictionary, CodebookConfig) else MatchingPursuit
-    return made(plan.dictionary, scaling, seed=feed.seed, provenance=provenance)
+    if isinstance(plan.dictionary, CodebookConfig):
+        return Codebook(plan.dictionary, scaling, seed=feed.seed, provenance=provenance)
+    return MatchingPursuit(plan.dictionary, scaling, seed=feed.seed, provenance=provenance)
 
 
 @dataclass(eq=False)
@@ -273,8 +274,9 @@ def _differences(key: str, old: Any, new: Any) -> list[tuple[str, Any, Any]]:
 
 def _sweep_up(path: Path) -> None:
     """Remove what killed runs left half-written, and the checkpoints of a run that is finished."""
-    leftovers = [*path.glob(f"{TEMPORARY_PREFIX}*"), *(checkpoints(path) if finished(path) else [])]
-    for leftover in leftovers:
+    for checkpoint in checkpoints(path) if finished(path) else []:
+        remove_checkpoint(checkpoint)
+    for leftover in path.glob(f"{TEMPORARY_PREFIX}*"):
         shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
 
 

@@ -96,8 +96,9 @@ def test_killed_runs_go_on_to_the_same_bits_and_the_same_log(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_runs_killed_at_many_points_go_on_to_the_same_bits_and_the_same_log(tmp_path):
-    reports = killed_runs(tmp_path, 12, seed=1)
+    reports = killed_runs(tmp_path, 6, seed=1)
     check(reports)
     sweeps = [state["checkpoints"] for report in reports if report["name"] == "sweep" for state in report["left"]]
     assert any(len(state) == 2 and state[0] != state[1] for state in sweeps)  # killed between the saves of one pass
@@ -199,6 +200,23 @@ def test_old_checkpoints_are_pruned_and_what_a_kill_left_is_swept_up(store, tmp_
     assert not half.exists()
 
 
+def test_a_kill_while_a_checkpoint_is_removed_leaves_no_half_of_it(store, tmp_path, monkeypatch):
+    def killed(path, **options):
+        if not path.exists():
+            return  # nothing of an earlier kill to remove
+        next(path.rglob("*.json")).unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("sae.training.resume.shutil.rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(store, plan(), tmp_path, upkeep=Upkeep(checkpoint_every=2))
+    assert [load_training(path)[1].step for path in checkpoints(tmp_path)] == [4, 6]
+    assert len(list(tmp_path.glob(".partial-*"))) == 1
+    assert [records["."].step for records in run(store, plan(), tmp_path)] == [6, 7, 8, 9, 10, 11]
+    assert not list(tmp_path.glob(".partial-*"))
+
+
 def test_upkeep_may_change_when_a_run_goes_on(store, tmp_path):
     run(store, plan(), tmp_path / "cut", upkeep=Upkeep(checkpoint_every=3), stop=7)
     run(store, plan(), tmp_path / "cut", upkeep=Upkeep(checkpoint_every=5, keep=3, log_every=4))
@@ -207,7 +225,12 @@ def test_upkeep_may_change_when_a_run_goes_on(store, tmp_path):
     assert [line["step"] for line in read_log(tmp_path / "cut" / "log.jsonl")] == [0, 1, 2, 3, 4, 5, 8, 11]
 
 
-def test_a_transcoder_is_fed_pairs_of_the_tokens_that_both_masks_keep(store):
+def test_a_transcoder_is_fed_pairs_of_the_tokens_that_both_masks_keep(store, monkeypatch):
+    real = ActivationStore.mask
+    outliers = torch.arange(store.n_tokens) % 7 == 3  # as if the second site had outliers of its own
+    monkeypatch.setattr(
+        ActivationStore, "mask", lambda self, site: real(self, site) & ~(outliers if site == SITES[1] else torch.zeros_like(outliers))
+    )
     feed = dataclasses.replace(FEED, target_site=SITES[1], batch_size=30)
     tokens = usable_tokens(store, feed)
     both = store.mask(SITES[0]) & store.mask(SITES[1])
@@ -456,7 +479,7 @@ def test_latents_that_auxk_revives_are_counted_in_the_log(store, tmp_path):
     lines = read_log(tmp_path / "log.jsonl")
     dead = [round(96 * line["dead_share"]) for line in lines]
     assert max(dead) > 0 and sum(line["n_revived"] for line in lines) > 0
-    assert all(now >= before - line["n_revived"] for before, now, line in zip(dead, dead[1:], lines[1:], strict=False))
+    assert all(before - now <= line["n_revived"] <= before for before, now, line in zip(dead, dead[1:], lines[1:], strict=False))
 
 
 # --- the log -----------------------------------------------------------------------------------------------------------------------------
