@@ -163,8 +163,8 @@ class Autoencoder(Dictionary):
     ) -> Explained:
         codes = SparseCodes.of_slots(slots.indices, slots.values.detach(), self.d_sae)
         return Explained(
-            error=error, residual=residual, codes=codes, l0=float(codes.counts.double().mean()), revival=revival, penalty=penalty, penalty_is_l0=isinstance(self.config.activation, JumpReLU),
-            gate_error=gate_error, prefix_errors=nested,
+            error=error, residual=residual, codes=codes, l0=float(codes.counts.double().mean()), revival=revival, penalty=penalty,
+            penalty_is_l0=isinstance(self.config.activation, JumpReLU), gate_error=gate_error, prefix_errors=nested,
         )  # fmt: skip
 
     def rate_factor(self, name: str) -> float:
