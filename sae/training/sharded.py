@@ -11,8 +11,6 @@ dead latents are found in the same way. All processes see the same rows, and com
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from types import ModuleType
 from typing import Any, final
 
 import torch
@@ -27,9 +25,8 @@ from sae.dictionaries.base import Dictionary, random_atoms
 from sae.dictionaries.codes import SparseCodes
 from sae.dictionaries.explained import Ask, Explained
 from sae.dictionaries.init import MAX_GAIN_ROWS, MAX_MEDIAN_ROWS, geometric_median
-from sae.dictionaries.kernels.dispatch import kernels_for, products_for
-from sae.dictionaries.kernels.reference import Slots
-from sae.dictionaries.kernels.rules import Top
+from sae.dictionaries.kernels.dispatch import difference, kernels_for, products_for
+from sae.dictionaries.kernels.reference import Revival, Slots
 from sae.dictionaries.scaling import Scaling
 from sae.errors import ConfigError
 from sae.training.peers import Peers, bounds
@@ -114,10 +111,9 @@ class ShardedAutoencoder(Dictionary):
             raise ConfigError(f"{'target' if ask.target is not None else 'prefixes'} must be absent (ShardedAutoencoder)")
         asked = None if ask.latents is None else ask.latents[(ask.latents >= self.first) & (ask.latents < self.last)] - self.first
         k_aux = ask.k_aux if ask.latents is None else min(ask.k_aux, len(ask.latents))
-        codes, own = self._encode(x, self.config.activation.k if ask.k is None else round(ask.k), asked)
-        error, revival, residual = ShardedError.apply(
-            own.values, own.indices, self.W_dec, self.b_dec, x, own.answers, asked, k_aux, self.shards
-        )
+        with torch.no_grad():
+            codes, own = self._chosen(x, self.config.activation.k if ask.k is None else round(ask.k))
+        error, revival, residual = ExplainShard.apply(x, self.W_enc, self.b_enc, self.W_dec, self.b_dec, own, asked, k_aux, self.shards)
         zero = error.new_zeros(())
         return Explained(
             error=error, residual=residual, codes=codes, l0=float(codes.counts.double().mean()), revival=revival,
@@ -127,13 +123,6 @@ class ShardedAutoencoder(Dictionary):
     def fold(self) -> "Dictionary":
         """Refused. Raises ConfigError."""
         raise ConfigError("dictionary must be whole to be folded: save_sharded, then load_dictionary (ShardedAutoencoder)")
-
-    def _encode(self, x: Tensor, k: int, asked: Tensor | None) -> "tuple[SparseCodes, kernels.Encoded]":
-        """The codes over all latents, and this process's part of them as the differentiable slots of an encoder."""
-        with torch.no_grad():
-            codes, own = self._chosen(x, k)
-        shift = SummedGradient.apply(self.b_dec, self.shards)
-        return codes, kernels.encode(x, shift, self.W_enc, self.b_enc, Chosen(own.values.shape[1], slots=own), asked)
 
     def _chosen(self, x: Tensor, k: int) -> tuple[SparseCodes, Slots]:
         rows, ends = self.W_enc.T.contiguous(), [bounds(self.d_sae, rank, self.shards.size) for rank in range(self.shards.size)]
@@ -148,65 +137,52 @@ class ShardedAutoencoder(Dictionary):
         return SparseCodes.of_slots(indices, values, self.d_sae), _first_slots(found, mine.sum(1))
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Chosen(Top):
-    """Slots that have been chosen already."""
-
-    slots: Slots
-    """The slots."""
-
-    def select(self, kernels: ModuleType, x: Tensor, rows: Tensor, bias: Tensor) -> Slots:
-        """The slots, whatever the pre-activations."""
-        return self.slots
-
-
-class ShardedError(torch.autograd.Function):
-    """sum |target - sum_p z_p W_p - b|^2, and the same for what the asked latents of all shards add to it (AuxK); this process's gradients."""
+class ExplainShard(torch.autograd.Function):
+    """error = sum |x - b_dec - sum_p z_p W_p|^2, and the same of what is left for the asked latents of all shards (AuxK), given this process's
+    slots of z; the gradients of this process's parameters, and the whole gradient of b_dec.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, values: Tensor, indices: Tensor, W_dec: Tensor, b_dec: Tensor, target: Tensor, answers: Tensor, asked: Tensor | None,
-        k_aux: int, shards: Peers,
+        ctx: Any, x: Tensor, W_enc: Tensor, b_enc: Tensor, W_dec: Tensor, b_dec: Tensor, own: Slots, asked: Tensor | None, k_aux: int,
+        shards: Peers,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-        own = products_for(W_dec, values.shape[1]).weighted_rows(values, indices, W_dec)
-        residual = target - b_dec - shards.total(own)
-        error, revival = residual.square().sum(), residual.new_zeros(())
-        kept = rest = None
-        if asked is not None:
-            kept = _largest_of_shards(answers, k_aux, shards)
-            rest = residual - shards.total(kernels_for(W_dec).product(kept, W_dec[asked]))
-            revival = rest.square().sum()
-        ctx.save_for_backward(values, indices, W_dec, residual, asked, kept, rest)
+        (values, indices), centred = own, difference(x, b_dec)
+        residual = centred - shards.total(products_for(W_dec, values.shape[1]).weighted_rows(values, indices, W_dec))
+        rows = W_enc.T.contiguous()
+        ctx.revival = None if asked is None else _revive(centred, residual, rows[asked], b_enc[asked], W_dec[asked], k_aux, shards)
+        ctx.save_for_backward(centred, W_enc, W_dec, values, indices, residual, asked)
+        ctx.shards = shards
         ctx.mark_non_differentiable(residual)
-        return error, revival, residual
+        revival = residual.new_tensor(0.0 if ctx.revival is None else ctx.revival.error)
+        return torch.linalg.vector_norm(residual, dim=1).square().sum(), revival, residual
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_error: Tensor, grad_revival: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        values, indices, W_dec, residual, asked, kept, rest = ctx.saved_tensors
-        products, g = products_for(W_dec, values.shape[1]), -2 * float(grad_error)
-        grad_values = products.row_dots(residual, indices, W_dec) * g
+        centred, W_enc, W_dec, values, indices, residual, asked = ctx.saved_tensors
+        products, g, pull = products_for(W_dec, values.shape[1]), -2 * float(grad_error), float(grad_revival)
+        grad = (products.row_dots(residual, indices, W_dec) * (values != 0)).mul_(g).contiguous()
+        grad_rows = products.weighted_rows_t(grad, indices, centred, len(W_dec))
+        grad_bias = products.scattered_sum(grad, indices, len(W_dec))
         grad_W_dec = products.weighted_rows_t(values * g, indices, residual, len(W_dec))
-        grad_answers = None
+        # What every encoder subtracts is b_dec: its gradient is a sum over all of them.
+        grad_b_dec = residual.sum(0) * g - ctx.shards.total(W_enc @ grad_bias)
         if asked is not None:
-            one, pull = kernels_for(W_dec), rest * (-2 * float(grad_revival))
-            grad_W_dec[asked] += one.product(kept.T, pull)
-            grad_answers = one.product(pull, W_dec[asked].T).mul_(kept > 0)
-        return grad_values, None, grad_W_dec, residual.sum(0) * g, None, grad_answers, None, None, None
+            grad_rows.index_add_(0, asked, ctx.revival.grad_enc, alpha=pull)
+            grad_bias.index_add_(0, asked, ctx.revival.grad_bias, alpha=pull)
+            grad_W_dec.index_add_(0, asked, ctx.revival.grad_dec, alpha=pull)
+        return None, grad_rows.T, grad_bias, grad_W_dec, grad_b_dec, None, None, None, None
 
 
-class SummedGradient(torch.autograd.Function):
-    """A parameter that all shards use alike: itself; its gradient is the sum of theirs."""
-
-    @staticmethod
-    def forward(ctx: Any, parameter: Tensor, shards: Peers) -> Tensor:
-        ctx.shards = shards
-        return parameter.view_as(parameter)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return ctx.shards.total(grad), None
+def _revive(x: Tensor, residual: Tensor, rows_enc: Tensor, bias: Tensor, rows_dec: Tensor, k: int, shards: Peers) -> Revival:
+    """`revive` of the kernels where the asked latents are spread over processes: the same error in all, the gradients of this one's rows."""
+    kept = _largest_of_shards(torch.addmm(bias, x, rows_enc.T), k, shards)
+    product = kernels_for(rows_dec).product
+    rest = residual - shards.total(product(kept, rows_dec))
+    pull = product(rest, rows_dec.T).mul_(kept > 0).mul_(-2)
+    error = float(torch.linalg.vector_norm(rest, dim=1).double().square().sum())
+    return Revival(error, product(pull.T, x), pull.sum(0), -2 * product(kept.T, rest))
 
 
 def shard(whole: Autoencoder, shards: Peers) -> ShardedAutoencoder:
