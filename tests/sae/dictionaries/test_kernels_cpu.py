@@ -2,11 +2,12 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from sae.dictionaries.kernels import reference
-from sae.dictionaries.kernels.cpu import dense, memory, revival, rough, selection, sparse, team, updates
+from sae.dictionaries.kernels.cpu import dense, memory, revival, rough, scan, selection, sparse, team, updates
 from sae.dictionaries.kernels.cpu.rough import rough_input, rough_rows
 from sae.dictionaries.kernels.cpu.selection import top, top_in
 from sae.dictionaries.kernels.reference import Slots
@@ -366,3 +367,17 @@ def test_revival_of_silent_latents_is_the_residual_itself():
     assert not got.grad_enc.any()
     assert not got.grad_bias.any()
     assert not got.grad_dec.any()
+
+
+@pytest.mark.parametrize(("count", "k"), [(40, 40), (41, 40), (150, 40), (192, 1)])
+@pytest.mark.parametrize("margin", [0.0, 0.3])
+def test_shrinking_keeps_every_candidate_that_may_be_among_the_k_largest(count, k, margin):
+    for seed in range(20):
+        low = draw(200, seed=seed).numpy()
+        high, numbers, keys = low + np.float32(margin), np.arange(200, dtype=np.int32), np.empty(264, np.int32)
+        ranked = np.sort(low[:count])[::-1]
+        possible = set(np.flatnonzero(high[:count] >= ranked[k - 1]))
+        kept, floor = scan.shrink(count, np.float32(-9), k, margin == 0, high, low, numbers, keys)
+        assert possible <= set(numbers[:kept])
+        assert kept >= k if margin else kept == k
+        assert count == k or (count > k and ranked[k] < floor <= ranked[k - 1])
