@@ -95,6 +95,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--acts", type=Path, help="safetensors file with the matrices acts and held_out, instead of a store")
     parser.add_argument("--d-sae", type=int, help="latents (2048; quick: 512)")
     parser.add_argument("--l0", type=int, default=32, help="active latents per token")
+    parser.add_argument("--learning-rate", type=float, help="peak rate of every run (each architecture's own)")
     parser.add_argument("--steps", type=int, help="training steps (900; quick: 60)")
     parser.add_argument("--batch", type=int, default=1024, help="tokens per step")
     parser.add_argument("--held-out", type=int, help="held-out tokens measured (16384; quick: 4096)")
@@ -233,7 +234,8 @@ def start(architecture: Architecture, n_steps: int, options: argparse.Namespace,
     """A run of `n_steps` from a fresh dictionary."""
     dictionary = architecture.make(acts.sample.shape[1], options.d_sae, options.l0, acts.scaling)
     initialise_(dictionary, acts.sample)
-    config = TrainConfig(n_steps=n_steps, learning_rate=architecture.learning_rate, resampling=architecture.resampling)
+    rate = options.learning_rate or architecture.learning_rate
+    config = TrainConfig(n_steps=n_steps, learning_rate=rate, resampling=architecture.resampling)
     return Run(dictionary, architecture.objective(options.l0), config)
 
 
