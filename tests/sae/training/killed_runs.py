@@ -152,8 +152,7 @@ def main(root, n_points, seed):
         duration = time.perf_counter() - started
         expected, n_operations = results(root / name / "whole"), int((root / f"{name}.count").read_text())
         points = [
-            {"kill_at_step": step}
-            for step in sorted({EVERY - 1, EVERY, *generator.sample(range(1, N_STEPS + 1), n_points)})[: n_points + 1]
+            {"kill_at_step": step} for step in sorted({EVERY - 1, EVERY, *generator.sample(range(1, N_STEPS + 1), n_points)})[:n_points]
         ]
         points += [{"kill_at_operation": k} for k in sorted(generator.sample(range(1, n_operations + 1), min(2 * n_points, n_operations)))]
         points += [{"seconds": generator.uniform(0.1, 1.0) * duration} for _ in range(n_points - 1)]

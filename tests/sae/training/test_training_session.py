@@ -84,7 +84,7 @@ def check(reports):
     facts = {report["name"]: report for report in reports}
     assert facts["everything"]["most_dead"] > 0 and facts["everything"]["n_revived"] > 0
     assert facts["everything"]["l0"][0] > 2 * facts["everything"]["l0"][1]  # annealed
-    assert facts["steered"]["n_pressures"] == 24
+    assert facts["steered"]["n_pressures"] > 12
     assert facts["top_k"]["n_pressures"] == 1
     states = [state for report in reports for state in report["left"][:-1]]
     assert any(state["torn"] for state in states)  # some were killed inside a write,
