@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from sae.dictionaries import kernels
 from sae.dictionaries.codes import SparseCodes
 from sae.dictionaries.explained import Ask, Explained
+from sae.dictionaries.kernels.dispatch import gathered
 from sae.dictionaries.scaling import Scaling
 from sae.errors import ConfigError
 from sae.fingerprint import digest, digest_tensors, to_json
@@ -112,11 +113,13 @@ class Dictionary(nn.Module, ABC):
 
     def encode(self, acts: Float[Tensor, "n d_in"]) -> SparseCodes:
         """Codes of activations. Raises ConfigError for the wrong width or values that are not finite."""
-        return self.code(self.scaled(acts))
+        with gathered(self.W_dec):
+            return self.code(self.scaled(acts))
 
     def decode(self, codes: SparseCodes) -> Float[Tensor, "n d_out"]:
         """Activations that the codes stand for. Raises ConfigError for codes over another number of latents."""
-        return self.target_scaling.undo(self.reconstruct(codes))
+        with gathered(self.W_dec):
+            return self.target_scaling.undo(self.reconstruct(codes))
 
     def forward(self, acts: Float[Tensor, "n d_in"]) -> Float[Tensor, "n d_out"]:
         """decode(encode(acts))."""

@@ -23,6 +23,7 @@ from sae.dictionaries import kernels
 from sae.dictionaries.base import Dictionary, check_widths, random_atoms
 from sae.dictionaries.codes import SparseCodes
 from sae.dictionaries.explained import Ask, Explained
+from sae.dictionaries.kernels.dispatch import gathered
 from sae.dictionaries.kernels.memo import GramMemo
 from sae.dictionaries.scaling import Scaling
 from sae.errors import ConfigError
@@ -105,7 +106,8 @@ class MatchingPursuit(Dictionary):
         correlation is left. One call with a large k gives the whole error-versus-k curve in `energies`. Raises ConfigError for k or tol out
         of range, and for atoms that do not have unit norm.
         """
-        return self._pursue(self.scaled(acts), k, tol)
+        with gathered(self.W_dec):
+            return self._pursue(self.scaled(acts), k, tol)
 
     def code(self, x: Float[Tensor, "n d_in"]) -> SparseCodes:
         """Codes of scaled activations, every atom once per row in order of first selection."""

@@ -18,6 +18,7 @@ from typing import Literal
 import torch
 from jaxtyping import Int
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from sae.dictionaries.base import Dictionary
 from sae.dictionaries.kernels.dispatch import kernels_for
@@ -77,6 +78,7 @@ class Optimiser:
         for name, parameter in _trained(dictionary):
             unit_rows = name == "W_dec" and dictionary.unit_atoms
             self._update_(name, parameter, rate * dictionary.rate_factor(name), scale, unit_rows)
+            increment_version(parameter)  # compiled loops write where torch does not see it
         return norm
 
     @torch.no_grad()

@@ -11,7 +11,7 @@ from sae.dictionaries.activations import TopK
 from sae.dictionaries.autoencoder import Autoencoder, AutoencoderConfig
 from sae.dictionaries.codes import SparseCodes
 from sae.dictionaries.init import initialise_
-from sae.dictionaries.kernels import reference
+from sae.dictionaries.kernels import reference, using
 from sae.dictionaries.pursuit import MatchingPursuit, PursuitConfig
 from sae.dictionaries.scaling import Scaling
 from sae.errors import ConfigError, FormatError, SaeError
@@ -269,3 +269,20 @@ def test_the_run_describes_itself_as_json():
     assert description["objective"]["aux_coefficient"] == 1 / 32
     assert from_json(ReconstructionObjective, description["objective"]) == OBJECTIVE
     assert from_json(TrainConfig, description["config"]) == CONFIG
+
+
+@pytest.mark.parametrize("kind", ["top_k", "pursuit"])
+def test_what_kernels_keep_of_the_weights_follows_every_step(kind):
+    """Rounded weights and Gram matrices are kept between encodings; training in between must make them anew."""
+    draw = torch.Generator().manual_seed(0)
+    if kind == "top_k":
+        made = Autoencoder(AutoencoderConfig(d_in=64, d_sae=512, activation=TopK(4)), seed=1)
+    else:
+        made = MatchingPursuit(PursuitConfig(d_in=64, d_sae=512, k=4), seed=1)
+    x = torch.randn(256, 64, generator=draw)
+    for _ in train(made, [torch.randn(256, 64, generator=draw) for _ in range(30)], OBJECTIVE, TrainConfig(n_steps=30, learning_rate=0.1)):
+        with torch.no_grad():
+            codes = [made.encode(x).dense() for _ in range(2)][-1]
+            with using("reference"):
+                expected = copy.deepcopy(made).encode(x).dense()
+        torch.testing.assert_close(codes, expected, rtol=1e-3, atol=1e-3)

@@ -54,7 +54,7 @@ def top_in(
 def _select(precision: Precision, x: Tensor, rows: Tensor, bias: Tensor, signed: bool, slots: Slots) -> Tensor:
     """Fill the slots of every row that the precision suffices for; the numbers of the others."""
     n, d_sae, k = len(x), len(rows), slots.values.shape[1]
-    rough = rough_rows(rows, x, precision)
+    rough = _rounded(precision, x, rows)
     capacity = min(4 * k + 128, d_sae)
     overflowed = torch.zeros(n, dtype=torch.bool)
     n_rows = min(MAX_BLOCK_ROWS, 16 * (n // (32 * team.size()) + 1))  # two blocks or more for each member
@@ -66,6 +66,26 @@ def _select(precision: Precision, x: Tensor, rows: Tensor, bias: Tensor, signed:
 
     team.each(block, -(-n // n_rows))
     return overflowed.nonzero().view(-1)
+
+
+_kept: list[tuple[tuple, Tensor, Rough]] = []
+
+
+def _rounded(precision: Precision, x: Tensor, rows: Tensor) -> Rough:
+    """`rough_rows`, or what it last gave for the same rows, unchanged since: encoding many batches rounds the weights once.
+
+    torch counts the changes of a tensor; whoever changes one behind its back must say so (`torch.autograd.graph.increment_version`). The rows
+    are kept alive, so that no other tensor can have their address.
+    """
+    if rows.is_inference():  # torch does not count the changes of these
+        return rough_rows(rows, x, precision)
+    key = (precision, rows.data_ptr(), rows._version, rows.shape)
+    if _kept and _kept[-1][0] == key:
+        return _kept[-1][2]
+    _kept.clear()  # first, so that its memory can be used again
+    rough = rough_rows(rows, x, precision)
+    _kept.append((key, rows, rough))
+    return rough
 
 
 def _select_block(rough: Rough, x: Tensor, rows: Tensor, bias: Tensor, signed: bool, slots: Slots, capacity: int) -> Tensor:
