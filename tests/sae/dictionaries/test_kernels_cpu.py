@@ -314,13 +314,19 @@ def test_results_do_not_depend_on_the_number_of_threads():
         assert all(torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b for a, b in zip(answers[0], other, strict=True))
 
 
-def test_a_fault_in_a_block_reaches_the_caller():
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_fault_in_a_block_reaches_the_caller(threads):
     def block(b: int) -> None:
         if b == 3:
             raise ValueError("block 3")
 
-    with pytest.raises(ValueError, match="block 3"):
-        team.each(block, 8)
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with pytest.raises(ValueError, match="block 3"):
+            team.each(block, 8)
+    finally:
+        torch.set_num_threads(n_threads)
 
 
 def test_recycled_memory_is_not_shared_between_living_tensors():
