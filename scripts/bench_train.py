@@ -33,8 +33,8 @@ from sae.training.schedules import learning_rate
 
 D_IN, BATCH, K, K_AUX = 576, 2048, 32, 256
 OBJECTIVE = ReconstructionObjective()
-DEAD_BAR, ALIVE_BAR, ENCODE_BAR, MEMORY_BAR, FVU_BAR, LINEAR_BAR = 12.0, 10.0, 6.0, 2.5, 0.01, 1.05
-GRADIENT_BARS = {"alive": 1e-4, "bias -40": 1e-4, "answering": 2e-3}
+DEAD_BAR, ALIVE_BAR, ENCODE_BAR, MEMORY_BAR, FVU_BAR, LINEAR_BAR = 12.0, 10.0, 6.0, 2.5, 0.01, 1.0
+GRADIENT_BARS = {"alive": 1e-5, "bias -40": 1e-5, "answering": 2e-3}
 
 
 class Table:

@@ -132,19 +132,15 @@ class MatchingPursuit(Dictionary):
             residual=path.residual.detach(),
             codes=codes,
             l0=codes.mean_l0(),
-            revival=zero if ask.latents is None else self._revival(path.residual.detach(), ask.latents, ask.k_aux),
+            revival=zero if ask.latents is None else self._revived(path.residual, ask.latents, ask.k_aux),
             penalty=zero,
             gate_error=zero,
             prefix_errors=zero.expand(0),
         )
 
-    def _revival(self, residual: Tensor, latents: Tensor, k_aux: int) -> Tensor:
+    def _revived(self, residual: Tensor, latents: Tensor, k_aux: int) -> Tensor:
         atoms = self.W_dec[latents]
-        answers = (residual @ atoms.T).relu()
-        if k_aux < len(latents):
-            kept = answers.detach().topk(k_aux).indices
-            answers = answers * torch.zeros_like(answers).scatter_(1, kept, 1.0)
-        return (residual - answers @ atoms).square().sum()
+        return kernels.revive(residual, residual, atoms, atoms.new_zeros(len(atoms)), atoms, k_aux)
 
     @torch.no_grad()
     def fold(self) -> "MatchingPursuit":
