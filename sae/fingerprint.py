@@ -7,6 +7,7 @@ it. Tensors and files are digested by their bytes together with names, dtypes an
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -85,16 +86,23 @@ def _parse(kind: Any, data: Any, where: str) -> Any:
 def _parse_dataclass(kind: Any, data: Any, where: str) -> Any:
     if not isinstance(data, Mapping):
         raise ConfigError(f"{where} must be a mapping with the fields of {kind.__name__}, got {data!r}")
-    hints = typing.get_type_hints(kind)
-    fields = {field.name: field for field in dataclasses.fields(kind) if field.init}
-    unknown = sorted(set(data) - set(fields))
+    kinds, required = _fields(kind)
+    unknown = sorted(data.keys() - kinds.keys())
     if unknown:
-        raise ConfigError(f"unknown key {unknown[0]!r} in {where}; allowed: {', '.join(sorted(fields))}")
-    required = [n for n, f in fields.items() if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING]
+        raise ConfigError(f"unknown key {unknown[0]!r} in {where}; allowed: {', '.join(sorted(kinds))}")
     missing = [name for name in required if name not in data]
     if missing:
         raise ConfigError(f"missing key {missing[0]!r} in {where}")
-    return kind(**{name: _parse(hints[name], data[name], f"{where}.{name}") for name in fields if name in data})
+    return kind(**{name: _parse(kinds[name], data[name], f"{where}.{name}") for name in kinds if name in data})
+
+
+@functools.cache
+def _fields(kind: Any) -> tuple[dict[str, Any], list[str]]:
+    """(type by name, names without default) of a dataclass's fields."""
+    hints = typing.get_type_hints(kind)
+    fields = [field for field in dataclasses.fields(kind) if field.init]
+    required = [f.name for f in fields if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING]
+    return {field.name: hints[field.name] for field in fields}, required
 
 
 def _parse_union(args: tuple[Any, ...], data: Any, where: str) -> Any:

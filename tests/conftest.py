@@ -1,6 +1,7 @@
 """What every test gets: one thread, no network, and a cache folder of its own unless the test is about the real model."""
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -29,3 +30,22 @@ def unchecked():
 def _own_cache_folder(request, tmp_path, monkeypatch):
     if "slow" not in request.keywords and "real_model" not in request.keywords:
         monkeypatch.setenv("SAE_WORKBENCH_HOME", str(tmp_path / "sae-workbench-home"))
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """small_disk(n_bytes) is a folder on a disk of its own, of that size and empty; the test is skipped where none can be mounted."""
+    mounted = []
+
+    def make(n_bytes):
+        folder = tmp_path / f"small disk {len(mounted)}"
+        folder.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", f"size={n_bytes}", "tmpfs", str(folder)]
+        if subprocess.run(command, capture_output=True, check=False).returncode:
+            pytest.skip("no file system can be mounted here")
+        mounted.append(folder)
+        return folder
+
+    yield make
+    for folder in mounted:
+        subprocess.run(["umount", "-l", str(folder)], check=True)

@@ -9,11 +9,11 @@ Hugging Face library counts as hidden_states[L + 1].
 import difflib
 import re
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 from sae.errors import ConfigError
 
-Kind = Literal["resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "z", "mlp_post"]
+Kind = Literal["resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "z", "mlp_post", "external"]
 
 SUFFIXES: dict[Kind, str] = {
     "resid_pre": "hook_resid_pre",
@@ -49,14 +49,14 @@ class ModelShape:
 
 @dataclass(frozen=True, kw_only=True)
 class Site:
-    """One activation of a language model. Made by `Site.parse`."""
+    """One activation of a language model, or vectors from elsewhere. Made by `Site.parse`, or by `Site.of` where there is no model to ask."""
 
     name: str
     """TransformerLens hook name, `blocks.{layer}.{...}`."""
     layer: int
-    """Block index, from 0."""
+    """Block index, from 0; 0 where there is no block."""
     kind: Kind
-    """Which activation of the block."""
+    """Which activation of the block; "external" for vectors that no block of a language model computes, such as sentence embeddings."""
     width: int
     """Size of the last axis; for z the heads are laid end to end, n_heads * d_head."""
 
@@ -76,10 +76,27 @@ class Site:
         kind = kinds[found[2]]
         return Site(name=name, layer=int(found[1]), kind=kind, width=_width(kind, shape))
 
+    @staticmethod
+    def of(name: str, width: int) -> "Site":
+        """The site of activations that are already there: what a TransformerLens name says, and "external" for any other name.
+
+        The name becomes that of a file: raises ConfigError when it cannot, and when `width` is not positive.
+        """
+        if not re.fullmatch(r"[\w-][\w.,=+ -]*", name) or len(name.encode()) > 200:
+            allowed = "letters, digits, blanks and any of ._,=+-, not a dot first, at most 200 bytes"
+            raise ConfigError(f"the name of a site must be that of a file ({allowed}), got {name!r} (Site.of)")
+        if width < 1:
+            raise ConfigError(f"width must be at least 1, got {width} (Site.of {name})")
+        found = re.fullmatch(r"blocks\.(0|[1-9]\d*)\.(.+)", name)
+        kinds: dict[str, Kind] = {suffix: kind for kind, suffix in SUFFIXES.items()}
+        if found is None or found[2] not in kinds:
+            return Site(name=name, layer=0, kind="external", width=width)
+        return Site(name=name, layer=int(found[1]), kind=kinds[found[2]], width=width)
+
 
 def site_names(shape: ModelShape) -> list[str]:
     """All site names of a model of this shape, block after block."""
-    return [f"blocks.{layer}.{SUFFIXES[kind]}" for layer in range(shape.n_layers) for kind in get_args(Kind)]
+    return [f"blocks.{layer}.{SUFFIXES[kind]}" for layer in range(shape.n_layers) for kind in SUFFIXES]
 
 
 def _width(kind: Kind, shape: ModelShape) -> int:

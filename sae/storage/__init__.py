@@ -1,8 +1,8 @@
 """Bytes on disk: atomic writes, memory-mapped tensors, and the cache of results."""
 
-from sae.storage.atomic import atomic_folder, atomic_path, lock, read_json, user_cache_dir, write_bytes, write_json
+from sae.storage.atomic import atomic_folder, atomic_path, checksum, lock, read_json, user_cache_dir, write_bytes, write_json
 from sae.storage.cache import Entry, Key, ResultCache
-from sae.storage.tensors import load_tensors, map_tensors, read_header, save_tensors
+from sae.storage.tensors import load_tensors, map_tensors, read_header, save_tensors, write_tensors
 
 __all__ = [
     "Entry",
@@ -10,6 +10,7 @@ __all__ = [
     "ResultCache",
     "atomic_folder",
     "atomic_path",
+    "checksum",
     "load_tensors",
     "lock",
     "map_tensors",
@@ -19,4 +20,5 @@ __all__ = [
     "user_cache_dir",
     "write_bytes",
     "write_json",
+    "write_tensors",
 ]

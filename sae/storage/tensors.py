@@ -4,20 +4,17 @@ A safetensors file is 8 bytes N (little-endian), N bytes of JSON `{name: {dtype,
 Reading checks the header against the file's size before anything is mapped, so a truncated file is named at once.
 """
 
-import errno
 import json
-import mmap
-import os
 import struct
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
+import xxhash
 from torch import Tensor
 
 from sae.errors import FormatError
+from sae.fingerprint import tensor_bytes
 from sae.storage.atomic import atomic_path
 
 DTYPES = {
@@ -25,22 +22,35 @@ DTYPES = {
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
     "U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
+CODES = {dtype: code for code, dtype in DTYPES.items()}
 MAX_HEADER = 100_000_000
 
 
-def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write named tensors as one safetensors file, atomically. `metadata` is text to text. Strides are not kept: rows are written in order."""
-    plain = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
+def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> str:
+    """Write named tensors as a new safetensors file, not flushed and not atomic; returns the XXH3-128 of its bytes.
+
+    Contiguous CPU tensors are written from where they are. For files in a folder that itself appears atomically; else `save_tensors`.
+    """
+    names = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))  # wider elements first: all are aligned
+    header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+    end = 0
+    for name in names:
+        begin, end = end, end + tensors[name].numel() * tensors[name].dtype.itemsize
+        header[name] = {"dtype": CODES[tensors[name].dtype], "shape": list(tensors[name].shape), "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode("utf-8")
+    text += b" " * (-len(text) % 8)
+    state = xxhash.xxh3_128()
+    with open(path, "xb") as file:
+        for piece in (struct.pack("<Q", len(text)), text, *(tensor_bytes(tensors[name]) for name in names)):
+            file.write(piece)
+            state.update(piece)
+    return state.hexdigest()
+
+
+def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> str:
+    """`write_tensors`, atomically: the file at `path` is the whole new one or what it was before. `metadata` is text to text."""
     with atomic_path(path) as temporary:
-        temporary.touch()  # made here, so that the file has the mode the user's umask gives it
-        mode = temporary.stat().st_mode
-        try:
-            save_file(plain, temporary, metadata=dict(metadata or {}))
-        except SafetensorError as error:
-            if f"os error {errno.ENOSPC}" in str(error):  # the library wraps the system's error in its text
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
-            raise
-        temporary.chmod(mode)
+        return write_tensors(temporary, tensors, metadata)
 
 
 def read_header(path: str | Path) -> tuple[dict[str, dict], dict[str, str], int]:
@@ -89,23 +99,24 @@ def map_tensors(path: str | Path) -> dict[str, Tensor]:
 
     Raises FormatError naming the file when it is missing, truncated or damaged in its header.
     """
+    path = Path(path)
     header, _, offset = read_header(path)
     if not header:
         return {}
-    with open(path, "rb") as file:
-        buffer = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    # No descriptor stays open: a process may have some thousand of them, and a store has more files than that.
+    storage = torch.UntypedStorage.from_file(str(path), shared=False, nbytes=path.stat().st_size)
     tensors = {}
     for name, entry in header.items():
         dtype, shape = DTYPES[entry["dtype"]], entry["shape"]
-        begin, end = entry["data_offsets"]
-        if begin == end:
+        begin, end = (offset + position for position in entry["data_offsets"])
+        count = (end - begin) // dtype.itemsize
+        if count == 0:
             tensors[name] = torch.empty(shape, dtype=dtype)
-        elif (offset + begin) % dtype.itemsize == 0:
-            tensors[name] = torch.frombuffer(buffer, dtype=dtype, count=(end - begin) // dtype.itemsize, offset=offset + begin).reshape(
-                shape
-            )
+        elif begin % dtype.itemsize == 0:
+            strides = torch.empty(shape, device="meta").stride()
+            tensors[name] = torch.empty(0, dtype=dtype).set_(storage, begin // dtype.itemsize, shape, strides)
         else:
-            tensors[name] = torch.frombuffer(bytearray(buffer[offset + begin : offset + end]), dtype=dtype).reshape(shape)
+            tensors[name] = torch.empty(0, dtype=torch.uint8).set_(storage, begin, (end - begin,), (1,)).clone().view(dtype).reshape(shape)
     return tensors
 
 

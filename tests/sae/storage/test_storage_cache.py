@@ -28,7 +28,9 @@ def test_a_result_is_computed_once_and_then_reused(tmp_path):
     assert read_json(first / "value.json") == {"fvu": 0.2}
 
 
-@pytest.mark.parametrize("other", [Key("evaluation.fvu", 2, {"k": 32}, {"store": "ab" * 32}), key(k=33), Key("evaluation.fvu", 1, {"k": 32}, {})])
+@pytest.mark.parametrize(
+    "other", [Key("evaluation.fvu", 2, {"k": 32}, {"store": "ab" * 32}), key(k=33), Key("evaluation.fvu", 1, {"k": 32}, {})]
+)
 def test_any_change_of_version_config_or_input_is_another_result(tmp_path, other):
     assert other.digest != key().digest
     assert ResultCache(tmp_path).path(other) != ResultCache(tmp_path).path(key())
