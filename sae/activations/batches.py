@@ -62,9 +62,16 @@ def split_by_document(document_ids: Int[Tensor, "n_tokens"], *, held_out: float,
     return Split(torch.from_numpy(np.flatnonzero(~chosen)), torch.from_numpy(np.flatnonzero(chosen)))
 
 
-def permutation(n: int, *, seed: int, epoch: int) -> Int[np.ndarray, "n"]:
-    """P(seed, epoch): a uniformly random order of 0 .. n - 1."""
-    return np.random.default_rng([seed, epoch]).permutation(n)
+def shuffled(tokens: Int[np.ndarray, "n"], *, seed: int, epoch: int) -> Int[np.ndarray, "n"]:
+    """The tokens in the order P(seed, epoch), uniformly random among all orders of n things."""
+    order = tokens.copy()
+    np.random.default_rng([seed, epoch]).shuffle(order)  # the same swaps whatever is shuffled, so tokens[P] without an array for P
+    return order
+
+
+def narrowest(n: int) -> type[np.signedinteger]:
+    """The numpy integer that holds 0 .. n - 1 in least memory: int32 below 2^31, or int64."""
+    return np.int32 if n <= 2**31 else np.int64
 
 
 def shuffled_indices(
@@ -84,23 +91,26 @@ def shuffled_indices(
         raise ConfigError(f"seed must be at least 0, got {seed} (batches)")
     if skip < 0 or (n_batches is not None and n_batches < 0):
         raise ConfigError(f"skip and n_batches must be at least 0, got skip={skip}, n_batches={n_batches} (batches)")
-    return _stream(tokens, batch_size, seed, None if epochs is None else epochs * n, skip * batch_size, n_batches)
+    numbers = tokens.numpy().astype(narrowest(int(tokens.max()) + 1), copy=False)
+    return _stream(numbers, batch_size, seed, None if epochs is None else epochs * n, skip * batch_size, n_batches)
 
 
-def _stream(tokens: Tensor, batch_size: int, seed: int, end: int | None, start: int, n_batches: int | None) -> Iterator[Tensor]:
+def _stream(
+    tokens: Int[np.ndarray, "n"], batch_size: int, seed: int, end: int | None, start: int, n_batches: int | None
+) -> Iterator[Tensor]:
     n = len(tokens)
-    epoch, order = -1, np.empty(0, dtype=np.int64)
+    epoch, order = -1, tokens
     while (end is None or start < end) and n_batches != 0:
         pieces, position = [], start
         stop = start + batch_size if end is None else min(start + batch_size, end)
         while position < stop:
             if position // n != epoch:
                 epoch = position // n
-                order = permutation(n, seed=seed, epoch=epoch)
+                order = shuffled(tokens, seed=seed, epoch=epoch)
             first = position - epoch * n
             pieces.append(order[first : first + stop - position])
             position += len(pieces[-1])
-        yield tokens[torch.from_numpy(np.concatenate(pieces))]
+        yield torch.from_numpy(np.concatenate(pieces, dtype=np.int64))
         start = stop
         n_batches = None if n_batches is None else n_batches - 1
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from sae.activations.batches import document_hashes, mixing, permutation, shuffled_indices, split_by_document
+from sae.activations.batches import document_hashes, mixing, shuffled, shuffled_indices, split_by_document
 from sae.activations.scaling import fit_scaling
 from sae.dictionaries.scaling import Scaling
 from sae.errors import ConfigError
@@ -65,7 +65,7 @@ def test_skipping_gives_the_later_batches_of_the_same_stream(store, skip):
 def test_skipping_reads_nothing_of_the_batches_before(store, monkeypatch):
     asked = []
     monkeypatch.setattr(
-        "sae.activations.batches.permutation", lambda n, *, seed, epoch: asked.append(epoch) or permutation(n, seed=seed, epoch=epoch)
+        "sae.activations.batches.shuffled", lambda tokens, *, seed, epoch: asked.append(epoch) or shuffled(tokens, seed=seed, epoch=epoch)
     )
     n = len(usable(store, RESID, store.split().train))
     next(store.batch_indices(RESID, batch_size=10, seed=0, skip=n))
