@@ -2,7 +2,8 @@
 
     a = capture(tokens, sites)            run(tokens, edits)            resume(a[site], site) = run(tokens)
 
-The weights are raw: nothing folded, so activations and logits are those of the model as published.
+The weights are raw: nothing folded, so activations and logits are those of the model as published. It is the Hugging Face model that computes
+them, by its own code and with its default attention, at the places that TransformerLens names.
 """
 
 import copy
@@ -18,9 +19,11 @@ from torch import Tensor
 from sae.errors import ConfigError
 from sae.fingerprint import digest_tensors
 from sae.models.edits import Edit
+from sae.models.hooked import Hook, HookedModel
+from sae.models.isolation import IsolatingModel
 from sae.models.loading import PreTrainedModel, PreTrainedTokenizerBase, load_pretrained
-from sae.models.sites import ModelShape, Site
-from sae.models.transformer_lens import Bridge, Hook, weights
+from sae.models.sites import ModelShape, Site, matching
+from sae.models.transformer_lens import weights
 
 __all__ = ["Edit", "LanguageModel", "ModelShape", "Site", "default_dtype"]
 
@@ -29,11 +32,13 @@ class LanguageModel:
     """A causal language model at named sites. Made by `LanguageModel.load`.
 
     No weight requires a gradient. A graph is recorded only where an argument brings one: `resume` is differentiable in `acts`, `run` in
-    what its edits hold. Attention is eager, so memory grows with the square of the context. Threads may share a model: passes take turns.
+    what its edits hold. Attention is the fused one of PyTorch where the Hugging Face library offers it and it is the same function (not with
+    a soft cap on the scores); it differs from the eager one in the last bits. Threads may share a model: passes take turns.
     """
 
-    def __init__(self, bridge: Bridge, tokenizer: PreTrainedTokenizerBase, *, name: str, digest: str) -> None:
-        self._bridge = bridge
+    def __init__(self, model: HookedModel, tokenizer: PreTrainedTokenizerBase, *, name: str, digest: str) -> None:
+        self._model = model
+        self._isolating = IsolatingModel(model)
         self.tokenizer = tokenizer
         self.name = name
         self.digest = digest
@@ -48,12 +53,13 @@ class LanguageModel:
         device: str | torch.device = "cpu",
     ) -> "LanguageModel":
         """The model at `source`: a folder written by `save_pretrained`, a `.gguf` file, a hub name, or a loaded Hugging Face model (with
-        `tokenizer`), which is changed in place: wrapped, cast, moved.
+        `tokenizer`), which is changed in place: cast, moved, put into evaluation mode.
 
         `dtype` None means `default_dtype(device)`, and for a loaded model its own. `digest` is taken over the weights as published, before
         any cast, so it does not depend on `dtype`.
 
-        Raises ConfigError, FormatError or SaeError as `load_pretrained` does, and ConfigError for an architecture that cannot be wrapped.
+        Raises ConfigError, FormatError or SaeError as `load_pretrained` does, and ConfigError for an architecture that TransformerLens
+        has no adapter for.
         """
         if isinstance(source, (str, Path)):
             model, tokenizer, name = load_pretrained(source, tokenizer=tokenizer)
@@ -64,22 +70,22 @@ class LanguageModel:
             model, name = source, Path(source.name_or_path or "").name or type(source).__name__
         digest = digest_tensors(weights(model))
         torch.nn.Module.to(model, device=device, dtype=dtype or model.dtype)
-        return cls(Bridge(model), tokenizer, name=name, digest=digest)
+        return cls(HookedModel(model), tokenizer, name=name, digest=digest)
 
     @property
     def shape(self) -> ModelShape:
         """The sizes of the model."""
-        return self._bridge.shape
+        return self._model.shape
 
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the weights, and of the activations."""
-        return self._bridge.model.dtype
+        return self._model.model.dtype
 
     @property
     def device(self) -> torch.device:
         """Where the model computes."""
-        return self._bridge.model.device
+        return self._model.model.device
 
     @property
     def separator_id(self) -> int:
@@ -95,18 +101,40 @@ class LanguageModel:
         raise ConfigError(f"the tokenizer of {self.name} has no <|endoftext|>, end-of-sequence or BOS token to separate documents with")
 
     def site(self, name: str) -> Site:
-        """The site of that name. Raises ConfigError, naming the nearest, when the model does not have it."""
-        site = Site.parse(name, self.shape)
-        if not self._bridge.has(site):
-            raise ConfigError(f"{type(self._bridge.model).__name__} has no {name} (a {site.kind} does not exist in this architecture)")
-        return site
+        """The site of that name. Raises ConfigError, naming the nearest, when the model does not have it.
 
-    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text. No special tokens are added, and text that spells one is taken as text."""
+        Its width is that of the activations themselves, seen in a pass over two tokens: layers may differ in it.
+        """
+        kind = Site.parse(name, self.shape).kind
+        if name not in self._model.sites:
+            raise ConfigError(f"{self._model.name} has no {name}: a {kind} does not exist in this architecture, or not in this layer")
+        return self._model.sites[name]
+
+    def sites(self, patterns: Sequence[str]) -> tuple[Site, ...]:
+        """The sites that `patterns` name, in the order of the patterns and, within one, of the model (blocks upwards); each once.
+
+        A pattern is a site's name, in which each part between dots may be a glob, as `fnmatch` has them: `*` and `?` stand for any characters
+        and `[...]` for one of those in it, but none for a dot. A pattern leaves out what the architecture does not have. Raises ConfigError,
+        naming the nearest, for a pattern that matches nothing.
+
+        >>> model.sites(["blocks.*.hook_resid_post", "blocks.1[0-5].mlp.hook_post"])
+        """
+        if isinstance(patterns, str):
+            raise ConfigError(f"patterns must be a list of site names or globs, got the string {patterns!r} (LanguageModel.sites)")
+        return tuple(self._model.sites[name] for name in matching(patterns, list(self._model.sites)))
+
+    def tokenize(self, texts: Sequence[str], *, special_tokens: bool = False) -> list[list[int]]:
+        """Token ids of each text. No special tokens are added.
+
+        Text that spells a special token is taken as text, or, with `special_tokens`, as that token: for what a chat template has written.
+        Raises ConfigError for a string that is not text: a lone surrogate, left by reading bytes that are not UTF-8.
+        """
         if len(texts) == 0:
             return []
+        for i, text in enumerate(texts):
+            _check_text(i, text)
         no: dict[str, Any] = {"add_special_tokens": False, "return_attention_mask": False, "verbose": False}
-        encoded: Any = self.tokenizer(list(texts), split_special_tokens=True, **no)
+        encoded: Any = self.tokenizer(list(texts), split_special_tokens=not special_tokens, **no)
         return [list(ids) for ids in encoded["input_ids"]]
 
     def vocabulary(self) -> list[str]:
@@ -127,23 +155,43 @@ class LanguageModel:
         return (*texts, *(f"<unused {i}>" for i in range(n_used, self.shape.d_vocab)))
 
     def capture(
-        self, tokens: Int[Tensor, "batch context"], sites: Sequence[Site], *, edits: Sequence[Edit] = ()
+        self,
+        tokens: Int[Tensor, "batch context"],
+        sites: Sequence[Site],
+        *,
+        edits: Sequence[Edit] = (),
+        document_ids: Int[Tensor, "batch context"] | None = None,
     ) -> dict[Site, Float[Tensor, "batch context width"]]:
         """The activations at `sites`, in the model's dtype, in one pass that ends at the deepest of them.
 
-        `edits` take effect first, also at the site itself. Heads of z are laid end to end. Raises ConfigError for tokens out of range, too
-        long a context, or a site that the model does not have.
+        `edits` take effect first, also at the site itself. Heads of z are laid end to end. With `document_ids` every run of equal ids in a
+        row is a document by itself: it sees nothing of its neighbours and starts at position 0, so its activations are, up to rounding,
+        those of the document run alone; see `sae.models.isolation`. Whether the architecture does this is tried when it is first asked for.
+
+        Raises ConfigError for tokens out of range, too long a context, a site that the model does not have, `document_ids` of another shape
+        than `tokens`, and an architecture that does not keep documents apart, or not with edits.
         """
         if not sites:
             return {}
         for site in sites:
             self._check_site(site)
-        with torch.no_grad():
-            return self._bridge.capture(self._checked(tokens), sites, self._hooks(edits))
+        tokens, hooks = self._checked(tokens), self._hooks(edits)
+        if document_ids is None:
+            return self._model.capture(tokens, sites, hooks)
+        return self._isolating.capture(tokens, sites, hooks, self._checked_documents(document_ids, tokens))
 
-    def run(self, tokens: Int[Tensor, "batch context"], edits: Sequence[Edit] = ()) -> Float[Tensor, "batch context d_vocab"]:
-        """The logits (float32) with `edits` applied; edits of one site in their order. Raises ConfigError as `capture` does."""
-        return self._bridge.logits(self._checked(tokens), self._hooks(edits)).float()
+    def run(
+        self,
+        tokens: Int[Tensor, "batch context"],
+        edits: Sequence[Edit] = (),
+        *,
+        document_ids: Int[Tensor, "batch context"] | None = None,
+    ) -> Float[Tensor, "batch context d_vocab"]:
+        """The logits (float32) with `edits` applied; edits of one site in their order. `document_ids` and errors are as for `capture`."""
+        tokens, hooks = self._checked(tokens), self._hooks(edits)
+        if document_ids is None:
+            return self._model.logits(tokens, hooks).float()
+        return self._isolating.logits(tokens, hooks, self._checked_documents(document_ids, tokens)).float()
 
     def resume(self, acts: Float[Tensor, "batch context d_model"], site: Site) -> Float[Tensor, "batch context d_vocab"]:
         """The logits (float32) of a pass whose residual stream at `site`, a resid_pre or resid_post, is `acts`. Costs only the blocks left.
@@ -156,7 +204,7 @@ class LanguageModel:
         if acts.shape[-1] != site.width:
             raise ConfigError(f"acts must have width {site.width}, got {acts.shape[-1]} (LanguageModel.resume from {site.name})")
         layer = site.layer + (site.kind == "resid_post")
-        return self._bridge.resume(acts.to(device=self.device, dtype=self.dtype), layer).float()
+        return self._model.resume(acts.to(device=self.device, dtype=self.dtype), layer).float()
 
     def logit_effects(self, directions: Float[Tensor, "n d_model"]) -> Float[Tensor, "n d_vocab"]:
         """What adding each direction to the last residual stream does to the logits, to first order and up to the norm's common scale.
@@ -168,10 +216,10 @@ class LanguageModel:
         "logit lens" of a direction: nostalgebraist, "interpreting GPT: the logit lens", 2020.
         """
         with torch.no_grad():
-            gain, centred = norm_gain(self._bridge.final_norm(), self.shape.d_model)
+            gain, centred = norm_gain(self._model.final_norm(), self.shape.d_model)
             wide = directions.to(device=self.device, dtype=torch.float32)
             written = (wide - wide.mean(dim=-1, keepdim=True) if centred else wide) * gain
-            effects = torch.cat([written @ rows.float().T for rows in self._bridge.unembedding().split(8192)], dim=-1)
+            effects = torch.cat([written @ rows.float().T for rows in self._model.unembedding().split(8192)], dim=-1)
             return effects - effects.mean(dim=-1, keepdim=True)
 
     def _checked(self, tokens: Tensor) -> Tensor:
@@ -183,6 +231,13 @@ class LanguageModel:
             raise ConfigError(f"token ids must be in 0..{self.shape.d_vocab - 1}, got {low}..{high} ({self.name})")
         return tokens.to(device=self.device, dtype=torch.long)
 
+    def _checked_documents(self, document_ids: Tensor, tokens: Tensor) -> Tensor:
+        if document_ids.shape != tokens.shape:
+            raise ConfigError(
+                f"document_ids must have the shape of tokens, {list(tokens.shape)}, got {list(document_ids.shape)} ({self.name})"
+            )
+        return document_ids.to(tokens.device)
+
     def _check_site(self, site: Site) -> None:
         if self.site(site.name) != site:
             raise ConfigError(f"{site.name} of width {site.width} belongs to another model; here its width is {self.site(site.name).width}")
@@ -191,6 +246,16 @@ class LanguageModel:
         for edit in edits:
             self._check_site(edit.site)
         return [(edit.site, edit.apply) for edit in edits]
+
+
+def _check_text(i: int, text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(
+            f"texts[{i}] is not text: character {error.start} is the lone surrogate {text[error.start]!r}, as reading bytes that are not "
+            'UTF-8 leaves it; decode with errors="replace" (LanguageModel.tokenize)'
+        ) from error
 
 
 def norm_gain(norm: torch.nn.Module, d_model: int) -> tuple[Float[Tensor, " d_model"], bool]:

@@ -7,7 +7,9 @@ Hugging Face library counts as hidden_states[L + 1].
 """
 
 import difflib
+import fnmatch
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -97,6 +99,27 @@ class Site:
 def site_names(shape: ModelShape) -> list[str]:
     """All site names of a model of this shape, block after block."""
     return [f"blocks.{layer}.{SUFFIXES[kind]}" for layer in range(shape.n_layers) for kind in SUFFIXES]
+
+
+def matching(patterns: Sequence[str], names: Sequence[str]) -> list[str]:
+    """The `names` that `patterns` match, in the order of the patterns and then of the names; each once.
+
+    Each part of a pattern between dots is a glob (`fnmatch`) for that part of a name, so no `*` stands for a dot. Raises ConfigError for a
+    pattern that matches nothing; the message gives the nearest names.
+    """
+    found: dict[str, None] = {}
+    for pattern in patterns:
+        matches = [name for name in names if _matches(pattern, name)]
+        if not matches:
+            nearest = ", ".join(difflib.get_close_matches(pattern, names, n=3, cutoff=0.0))
+            raise ConfigError(f"no site of the model matches {pattern!r}; nearest: {nearest} (`*` stands for anything but a dot)")
+        found.update(dict.fromkeys(matches))
+    return list(found)
+
+
+def _matches(pattern: str, name: str) -> bool:
+    globs, parts = pattern.split("."), name.split(".")
+    return len(globs) == len(parts) and all(fnmatch.fnmatchcase(part, glob) for part, glob in zip(parts, globs, strict=True))
 
 
 def _width(kind: Kind, shape: ModelShape) -> int:

@@ -29,7 +29,7 @@ def pack(
     """Rows of `context` tokens from (document id, token ids) pairs, in their order.
 
     `separator_id` opens every document and `bos_id` every row; None leaves either out. A document continues in the next row; documents
-    without tokens give nothing, and the last incomplete row is dropped. Holds one document at a time. Raises ConfigError when a row has
+    without tokens give nothing, and the last incomplete row is dropped. Holds one row beside the document being cut. Raises ConfigError when a row has
     no room for a token of a document.
     """
     room = context - (bos_id is not None)
@@ -39,23 +39,27 @@ def pack(
 
 
 def _rows(documents: Iterable[tuple[int, Sequence[int]]], room: int, separator_id: int | None, bos_id: int | None) -> Iterator[TokenRow]:
-    pending = np.empty((2, 0), dtype=np.int64)  # tokens over document ids
+    row = np.empty((2, room), dtype=np.int64)  # tokens over document ids
+    filled = 0
     for document_id, token_ids in documents:
         if len(token_ids) == 0:
             continue
-        opening = [] if separator_id is None else [separator_id]
-        tokens = np.concatenate([np.asarray(opening, dtype=np.int64), np.asarray(token_ids, dtype=np.int64)])
-        pending = np.concatenate([pending, np.stack([tokens, np.full_like(tokens, document_id)])], axis=1)
-        n_rows = pending.shape[1] // room
-        for i in range(n_rows):
-            yield _row(pending[:, i * room : (i + 1) * room], bos_id)
-        pending = pending[:, n_rows * room :].copy()
+        parts: list[Sequence[int]] = [token_ids] if separator_id is None else [[separator_id], token_ids]
+        for part in parts:
+            taken = 0
+            while taken < len(part):
+                n = min(room - filled, len(part) - taken)
+                row[0, filled : filled + n] = part[taken : taken + n]
+                row[1, filled : filled + n] = document_id
+                filled, taken = filled + n, taken + n
+                if filled == room:
+                    yield _row(row, bos_id)
+                    filled = 0
 
 
-def _row(part: np.ndarray, bos_id: int | None) -> TokenRow:
-    if bos_id is not None:
-        part = np.concatenate([[[bos_id], [part[1, 0]]], part], axis=1)
-    return TokenRow(torch.from_numpy(part[0].copy()), torch.from_numpy(part[1].copy()))
+def _row(row: np.ndarray, bos_id: int | None) -> TokenRow:
+    whole = row.copy() if bos_id is None else np.concatenate([[[bos_id], [row[1, 0]]], row], axis=1)
+    return TokenRow(torch.from_numpy(whole[0]), torch.from_numpy(whole[1]))
 
 
 def offsets_in_document(document_ids: Int[Tensor, "rows context"]) -> Int[Tensor, "rows context"]:

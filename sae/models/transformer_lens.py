@@ -1,201 +1,120 @@
-"""TransformerLens' bridge around a Hugging Face model, reduced to three things: run, capture, resume.
+"""Where the sites are: TransformerLens' adapter of an architecture, asked for the modules whose borders its hooks stand at.
 
-Everything here that is less obvious than it looks:
+    blocks.3.attn.hook_z   ->   the input of model.layers.3.self_attn.o_proj         (llama; transformer.h.3.attn.c_proj in gpt2)
 
-* The bridge wraps the Hugging Face model **in place**: its submodules are replaced and its attention becomes eager. The weights are the raw
-  ones (nothing folded, no compatibility mode), so logits and activations are those of the model as published.
-* The bridge gets no tokenizer: it is only ever given tensors.
-* TransformerLens computes each norm twice, once as the model does and once for hooks within the norm: 4 % and more of a pass. No site is
-  within a norm, so it is computed once.
-* A pass that captures is stopped by the last wanted activation itself: `stop_at_layer` cannot stop after the last block.
-* TransformerLens reads resid_mid where the second norm does, beside the residual stream: what a hook returns there reaches the MLP only. An
-  edit of resid_mid is therefore carried on to resid_post, where the skip connection would have brought it.
-* A pass that resumes skips the blocks before the resumption: `start_at_layer` runs them and discards what they give.
+TransformerLens knows, for more than a hundred architectures, which module is the block, the attention, its output projection. Its own
+forward pass is not used: it rebuilds attention and costs 3 to 4 % of a pass where the Hugging Face model, hooked at the same borders, costs
+nothing, and it would be one more implementation to trust. So its bridge is built around a skeleton of the model, whose weights are zeros
+that take no memory, read, and let go; the model itself is never wrapped.
 """
 
-import contextlib
-import functools
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from sae.errors import ConfigError, SaeError
+from sae.errors import ConfigError
 from sae.models.loading import PreTrainedModel
-from sae.models.sites import ModelShape, Site
+from sae.models.sites import SUFFIXES, Kind, ModelShape
 
-Hook = Callable[[Tensor], Tensor | None]
-
-
-class Bridge:
-    """A causal language model that can be hooked at `Site`s. One forward pass at a time: hooks belong to the wrapped model."""
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        """Wraps `model` in place: evaluation mode, eager attention, no gradients of weights.
-
-        Raises ConfigError when TransformerLens does not know the architecture, or when the model is already wrapped.
-        """
-        from transformer_lens.model_bridge.sources import build_bridge_from_module
-
-        if any(type(module).__module__.startswith("transformer_lens.") for module in model.modules()):
-            raise ConfigError("model is already wrapped by TransformerLens, which changes a model in place; load a fresh copy")
-        model.eval()
-        model.set_attn_implementation("eager")
-        architecture = type(model).__name__
-        try:
-            self._bridge: Any = build_bridge_from_module(model, architecture, hf_config=model.config, model_name=architecture)
-        except ValueError as error:
-            raise ConfigError(f"TransformerLens has no adapter for the architecture {architecture!r}: {error}") from error
-        self.model = model
-        self.shape = _shape(self._bridge.cfg, model)
-        for parameter in [*model.parameters(), *self._bridge.parameters()]:
-            parameter.requires_grad_(False)
-        _compute_norms_once_(self._bridge)
-        self._points: dict[str, Any] = dict(self._bridge.hook_dict)
-        self._lock = threading.RLock()
-
-    def has(self, site: Site) -> bool:
-        """Whether this architecture has the site (a block with parallel attention and MLP has no resid_mid, for one)."""
-        return site.name in self._points
-
-    def logits(self, tokens: Tensor, hooks: Sequence[tuple[Site, Hook]]) -> Tensor:
-        """Logits [batch, context, d_vocab]; each hook gets its site's activations [batch, context, width] and may return others."""
-        with self._lock, self._hooked(_carried(hooks)):
-            return self._bridge.forward(tokens, return_type="logits", use_cache=False)
-
-    def capture(self, tokens: Tensor, sites: Sequence[Site], hooks: Sequence[tuple[Site, Hook]]) -> dict[Site, Tensor]:
-        """The activations at `sites`, after `hooks`. The pass ends with the last of them: nothing deeper is computed."""
-        from transformer_lens.model_bridge.exceptions import StopAtLayerException
-
-        wanted = set(sites)
-        captured: dict[Site, Tensor] = {}
-
-        def keep(site: Site) -> Hook:
-            def hook(acts: Tensor) -> None:
-                captured[site] = acts
-                if len(captured) == len(wanted):
-                    raise StopAtLayerException(acts)
-
-            return hook
-
-        with self._lock, self._hooked([*_carried(hooks), *((site, keep(site)) for site in wanted)]):
-            self._bridge.forward(tokens, return_type=None, use_cache=False)
-        if len(captured) != len(wanted):
-            silent = ", ".join(sorted(site.name for site in wanted - set(captured)))
-            raise SaeError(f"the model ran to its end without passing {silent}")
-        return captured
-
-    def resume(self, acts: Tensor, layer: int) -> Tensor:
-        """Logits of a pass whose residual stream [batch, context, d_model] enters block `layer`; n_layers means the final norm."""
-        with self._lock:
-            if layer == 0:
-                return self._bridge.forward(acts, return_type="logits", use_cache=False, start_at_layer=0)
-            with self._skipped(layer, acts):
-                return self._bridge.forward(acts, return_type="logits", use_cache=False)
-
-    @contextlib.contextmanager
-    def _hooked(self, hooks: Sequence[tuple[Site, Hook]]) -> Iterator[None]:
-        handles = []
-        try:
-            for site, hook in hooks:
-                point = self._points[site.name]
-                handles.append((point, point.add_hook(_flat(site, hook))))
-            yield
-        finally:
-            for point, handle in handles:
-                handle.hook.remove()
-                point.fwd_hooks.remove(handle)
-
-    @contextlib.contextmanager
-    def _skipped(self, layer: int, acts: Tensor) -> Iterator[None]:
-        """Blocks before `layer` do nothing, and the last of them returns `acts`."""
-        as_tuple = self._blocks_return_tuples
-
-        def injected(*_: Any, **__: Any) -> Any:
-            return (acts,) if as_tuple else acts
-
-        blocks: list[nn.Module] = list(self._bridge.blocks)[:layer]
-        try:
-            for block in blocks:
-                object.__setattr__(block, "forward", injected)  # past the bridge's own __setattr__, which would forward it
-            yield
-        finally:
-            for block in blocks:
-                block.__dict__.pop("forward", None)
-
-    @functools.cached_property
-    def _blocks_return_tuples(self) -> bool:
-        """Whether a block returns (acts,) or acts: it depends on the architecture and on the version of the Hugging Face library."""
-        kinds: list[bool] = []
-        token = torch.zeros(1, 1, dtype=torch.long, device=self.model.device)
-        handle = self._bridge.blocks[0].register_forward_hook(lambda _module, _args, output: kinds.append(isinstance(output, tuple)))
-        try:
-            with torch.no_grad():
-                self._bridge.forward(token, return_type=None, use_cache=False, stop_at_layer=1 if self.shape.n_layers > 1 else None)
-        finally:
-            handle.remove()
-        return kinds[0]
-
-    def final_norm(self) -> nn.Module:
-        """The norm before the unembedding, as in the Hugging Face model."""
-        return self._bridge.ln_final.original_component
-
-    def unembedding(self) -> Tensor:
-        """W_U as rows: [d_vocab, d_model]."""
-        return _unembedding(self.model)
+UNKNOWN = (ValueError, RuntimeError, AttributeError, TypeError, KeyError)
+"""What TransformerLens raises while it builds a bridge around something that it does not expect."""
 
 
-def _compute_norms_once_(bridge: nn.Module) -> None:
-    from transformer_lens.model_bridge import NormalizationBridge
+@dataclass(frozen=True, kw_only=True)
+class Border:
+    """Where the activations of a site enter or leave a module of the Hugging Face model."""
 
-    def once(norm: Any, acts: Tensor, **_: Any) -> Tensor:
-        acts = norm.hook_in(acts)
-        return norm.hook_out(norm.original_component(acts).to(acts.dtype))
-
-    for module in bridge.modules():
-        delegates = isinstance(module, NormalizationBridge) and module.use_native_layernorm_autograd
-        if delegates and type(module).forward is NormalizationBridge.forward:
-            object.__setattr__(module, "forward", functools.partial(once, module))
-
-
-def _carried(hooks: Sequence[tuple[Site, Hook]]) -> list[tuple[Site, Hook]]:
-    """The hooks, and before them at resid_post one for each at resid_mid that adds there what it changed."""
-    late: list[tuple[Site, Hook]] = []
-    same: list[tuple[Site, Hook]] = []
-    for site, hook in hooks:
-        if site.kind != "resid_mid":
-            same.append((site, hook))
-            continue
-        changes: list[Tensor] = []
-        same.append((site, functools.partial(_record_change, hook, changes)))
-        post = Site(name=site.name.replace("resid_mid", "resid_post"), layer=site.layer, kind="resid_post", width=site.width)
-        late.append((post, functools.partial(_add_change, changes)))
-    return late + same
+    module: str
+    """The module's path in the model."""
+    side: Literal["in", "out"]
+    """Whether the activations are its first argument or its (first) result."""
+    scale: float = 1.0
+    """What the model multiplies them with before it adds them to the residual stream (Granite's residual multiplier)."""
 
 
-def _record_change(hook: Hook, changes: list[Tensor], acts: Tensor) -> Tensor | None:
-    result = hook(acts)
-    if result is not None:
-        changes.append(result - acts)
-    return result
+@dataclass(frozen=True, kw_only=True)
+class Anatomy:
+    """The parts of a language model."""
+
+    shape: ModelShape
+    """Its sizes."""
+    borders: Mapping[tuple[int, Kind], Border]
+    """(layer, kind of site) -> where it is; what the architecture does not have is missing."""
+    final_norm: str | None
+    """Path of the norm before the unembedding, where there is one."""
+
+    def block(self, layer: int) -> str:
+        """Path of a block."""
+        return self.borders[layer, "resid_pre"].module
 
 
-def _add_change(changes: list[Tensor], acts: Tensor) -> Tensor | None:
-    return acts + changes.pop() if changes else None
+def anatomy(model: PreTrainedModel) -> Anatomy:
+    """The parts of `model`, which is left as it is.
+
+    Raises ConfigError when TransformerLens does not know the architecture, cannot take this model of it, or does not know its blocks; and
+    when the model is already wrapped.
+    """
+    from transformer_lens.model_bridge.sources import build_bridge_from_module
+
+    if any(type(module).__module__.startswith("transformer_lens.") for module in model.modules()):
+        raise ConfigError("model is already wrapped by TransformerLens, which changes a model in place; load a fresh copy")
+    architecture = type(model).__name__
+    skeleton = _skeleton(model)
+    paths = {id(module): path for path, module in skeleton.named_modules()}
+    kept = list(skeleton.modules())  # so that no id is given twice
+    try:
+        bridge: Any = build_bridge_from_module(skeleton, architecture, hf_config=skeleton.config, model_name=architecture)
+        points: dict[str, Any] = dict(bridge.hook_dict)
+    except UNKNOWN as error:
+        raise ConfigError(f"TransformerLens has no adapter for the architecture {architecture!r} as it is here: {error}") from error
+    sides = {id(getattr(part, f"hook_{side}")): (part, side) for part in bridge.modules() for side in _sides(part)}
+    config = bridge.cfg
+    borders: dict[tuple[int, Kind], Border] = {}
+    for layer in range(int(config.n_layers)):
+        for kind, suffix in SUFFIXES.items():
+            point = points.get(f"blocks.{layer}.{suffix}")
+            border = None if point is None else _border(bridge, layer, kind, sides.get(id(point)), paths)
+            if border is not None:
+                borders[layer, kind] = border
+        if not {(layer, "resid_pre"), (layer, "resid_post")} <= borders.keys():
+            raise ConfigError(f"TransformerLens does not say where block {layer} of the architecture {architecture!r} begins and ends")
+    norm = getattr(bridge, "ln_final", None)
+    final_norm = paths.get(id(getattr(norm, "original_component", None)))
+    del kept
+    return Anatomy(shape=_shape(config, model), borders=borders, final_norm=final_norm)
 
 
-def _flat(site: Site, hook: Hook) -> Callable[..., Tensor | None]:
-    """The hook in TransformerLens' form, which sees heads (z is [batch, context, n_heads, d_head] there) laid end to end."""
+def _skeleton(model: PreTrainedModel) -> Any:
+    """A copy of the module tree with weights of zeros, each a single number seen in the weight's shape."""
+    memo: dict[int, Any] = {}
+    for parameter in model.parameters():
+        memo[id(parameter)] = nn.Parameter(torch.zeros((), dtype=parameter.dtype).expand(parameter.shape), requires_grad=False)
+    memo |= {id(buffer): buffer for buffer in model.buffers()}
+    return copy.deepcopy(model, memo)
 
-    def flat(tensor: Tensor, **_: Any) -> Tensor | None:
-        acts = tensor if tensor.dim() == 3 else tensor.flatten(2)
-        assert acts.shape[-1] == site.width, f"{site.name} has width {acts.shape[-1]}, expected {site.width}"
-        result = hook(acts)
-        return None if result is None else result.reshape(tensor.shape)
 
-    return flat
+def _sides(part: nn.Module) -> list[str]:
+    return [side for side in ("in", "out") if f"hook_{side}" in part._modules and "_original_component" in part._modules]
+
+
+def _border(bridge: Any, layer: int, kind: Kind, found: tuple[Any, str] | None, paths: Mapping[int, str]) -> Border | None:
+    """The border that a hook point stands at; None when it is none, or stands where this kind of site is not."""
+    scale = 1.0
+    if found is None and kind in ("attn_out", "mlp_out"):  # a point of the block's own, for what is scaled after the module
+        part = getattr(bridge.blocks[layer], kind.removesuffix("_out"), None)
+        multiplier = getattr(bridge.cfg, "residual_multiplier", None)
+        if part is None or multiplier is None:
+            return None
+        found, scale = (part, "out"), float(multiplier)
+    if found is None or (kind == "mlp_post" and found[1] == "out"):  # TransformerLens' hook_post of a mixture of experts is its output
+        return None
+    path = paths.get(id(found[0].original_component))
+    side: Literal["in", "out"] = "in" if found[1] == "in" else "out"
+    return None if path is None else Border(module=path, side=side, scale=scale)
 
 
 def _shape(config: Any, model: PreTrainedModel) -> ModelShape:
@@ -205,12 +124,13 @@ def _shape(config: Any, model: PreTrainedModel) -> ModelShape:
         d_mlp=int(config.d_mlp),
         n_heads=int(config.n_heads),
         d_head=int(config.d_head),
-        d_vocab=int(_unembedding(model).shape[0]),
+        d_vocab=int(unembedding(model).shape[0]),
         n_ctx=int(config.n_ctx),
     )
 
 
-def _unembedding(model: PreTrainedModel) -> Tensor:
+def unembedding(model: PreTrainedModel) -> Tensor:
+    """W_U as rows: [d_vocab, d_model]. Raises ConfigError for a model without one."""
     layer: Any = model.get_output_embeddings()
     if layer is None:
         raise ConfigError(f"{type(model).__name__} has no output embedding; a causal language model is needed")
@@ -218,7 +138,7 @@ def _unembedding(model: PreTrainedModel) -> Tensor:
 
 
 def weights(model: PreTrainedModel) -> Mapping[str, Tensor]:
-    """The model's weights by name, tied ones once, before anything wraps it."""
+    """The model's weights by name, tied ones once."""
     saved = model.state_dict()
     buffers = {name: tensor for name, tensor in model.named_buffers() if name in saved}
     return dict(model.named_parameters()) | buffers

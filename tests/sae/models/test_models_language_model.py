@@ -1,4 +1,4 @@
-"""LanguageModel against the Hugging Face model it wraps: the same weights, built a second time and never wrapped."""
+"""LanguageModel against the Hugging Face model: the same weights, built a second time, with eager attention and ordinary hooks."""
 
 import threading
 
@@ -126,9 +126,8 @@ def test_capture_gives_ordinary_tensors_without_a_graph(pair, tokens):
 @pytest.mark.parametrize("deepest", ["blocks.1.hook_resid_post", "blocks.1.attn.hook_z", "blocks.3.hook_resid_post"])
 def test_nothing_deeper_than_the_deepest_site_is_computed(pair, tokens, deepest):
     model, _ = pair
-    bridge = model._bridge._bridge
-    ran = []
-    watched = [("blocks.2", bridge.blocks[2]), ("unembed", bridge.unembed), ("mlp.1", bridge.blocks[1].mlp)]
+    inner, ran = model._model.model, []
+    watched = [("blocks.2", parts(inner, 2)[0]), ("unembed", inner.lm_head), ("mlp.1", parts(inner, 1)[3])]
     handles = [module.register_forward_hook(lambda _module, _args, _out, name=name: ran.append(name)) for name, module in watched]
     try:
         model.capture(tokens, [model.site("blocks.0.hook_mlp_out"), model.site(deepest)])
@@ -150,7 +149,7 @@ def test_a_capture_leaves_no_hook_behind_even_when_an_edit_fails(pair, tokens):
 
     with pytest.raises(RuntimeError, match="on purpose"):
         model.capture(tokens, [site], edits=[Edit.replace(site, fail)])
-    assert all(not point.has_hooks() for point in model._bridge._bridge.hook_dict.values())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model._model.model.modules())
     torch.testing.assert_close(model.run(tokens), plain_logits(plain, tokens), atol=2e-5, rtol=1e-5)
 
 
@@ -172,8 +171,8 @@ def test_resuming_skips_the_blocks_before_and_leaves_the_model_as_it_was(pair, t
     acts = model.capture(tokens, [site])[site]
     model.resume(acts, site)
     ran = []
-    bridge = model._bridge._bridge
-    handles = [bridge.blocks[i].attn.register_forward_hook(lambda _module, _args, _out, i=i: ran.append(i)) for i in range(4)]
+    attentions = [parts(model._model.model, i)[1] for i in range(4)]
+    handles = [attention.register_forward_hook(lambda _module, _args, _out, i=i: ran.append(i)) for i, attention in enumerate(attentions)]
     try:
         model.resume(acts, site)
     finally:
@@ -340,7 +339,7 @@ def test_the_digest_names_the_weights_and_not_their_dtype():
 
 def test_no_weight_asks_for_a_gradient(pair):
     model, _ = pair
-    assert not any(p.requires_grad for p in [*model._bridge.model.parameters(), *model._bridge._bridge.parameters()])
+    assert not any(p.requires_grad for p in model._model.model.parameters())
 
 
 @pytest.mark.parametrize(
@@ -393,10 +392,61 @@ def test_a_site_that_the_architecture_lacks_is_refused():
         model.site("blocks.0.hook_resid_mid")
 
 
-def test_a_model_is_wrapped_only_once_and_needs_its_tokenizer():
+def test_a_loaded_model_needs_its_tokenizer_and_stays_a_hugging_face_model(tokens):
     plain = tiny_hf_model()
+    modules, expected = list(plain.modules()), plain_logits(plain, tokens)
     with pytest.raises(ConfigError, match="tokenizer must be given"):
         LanguageModel.load(plain)
-    LanguageModel.load(plain, tokenizer=tiny_tokenizer())
+    for _ in range(2):
+        model = LanguageModel.load(plain, tokenizer=tiny_tokenizer())
+        torch.testing.assert_close(model.run(tokens), expected, atol=1e-5, rtol=1e-5)
+    assert all(now is before for now, before in zip(plain.modules(), modules, strict=True))
+
+
+def test_a_model_wrapped_by_transformer_lens_is_refused():
+    from transformer_lens.model_bridge.sources import build_bridge_from_module
+
+    plain = tiny_hf_model()
+    build_bridge_from_module(plain, "LlamaForCausalLM", hf_config=plain.config, model_name="tiny")
     with pytest.raises(ConfigError, match="already wrapped"):
         LanguageModel.load(plain, tokenizer=tiny_tokenizer())
+
+
+def test_patterns_select_in_their_order_then_the_models_each_site_once():
+    model = tiny_language_model()
+    names = [site.name for site in model.sites(["blocks.[13].mlp.hook_post", "blocks.*.hook_resid_p*", "blocks.1.mlp.hook_post"])]
+    assert names == [
+        *("blocks.1.mlp.hook_post", "blocks.3.mlp.hook_post"),
+        *(f"blocks.{layer}.hook_resid_{side}" for layer in range(4) for side in ("pre", "post")),
+    ]
+    assert model.sites(["blocks.2.attn.hook_z"]) == (model.site("blocks.2.attn.hook_z"),)
+    assert len(model.sites(["blocks.*.*", "blocks.*.*.*"])) == len(site_names(model.shape))
+    assert model.sites([]) == ()
+
+
+@pytest.mark.parametrize(
+    "pattern", ["blocks.*", "*", "blocks.*.hook_z", "blocks.9.hook_resid_post", "blocks.*.hook_resid_pst", "blocks.*.HOOK_RESID_POST"]
+)
+def test_a_pattern_that_matches_nothing_is_answered_with_near_names(pattern):
+    model = tiny_language_model()
+    with pytest.raises(ConfigError, match=r"no site of the model matches .*; nearest: blocks\.") as caught:
+        model.sites(["blocks.0.hook_resid_post", pattern])
+    assert repr(pattern) in str(caught.value)
+
+
+def test_a_string_is_no_list_of_patterns():
+    with pytest.raises(ConfigError, match="must be a list"):
+        tiny_language_model().sites("blocks.0.hook_resid_post")
+
+
+def test_text_that_spells_a_special_token_is_that_token_when_asked_for():
+    model = tiny_language_model()
+    [ids] = model.tokenize([" peace<|endoftext|>war"], special_tokens=True)
+    assert ids.count(model.separator_id) == 1
+    assert ids == [*model.tokenize([" peace"])[0], model.separator_id, *model.tokenize(["war"])[0]]
+
+
+def test_a_lone_surrogate_is_a_clear_error():
+    broken = b"caf\xe9 au lait".decode("utf-8", errors="surrogateescape")
+    with pytest.raises(ConfigError, match=r"texts\[1\] is not text: character 3 is the lone surrogate .*errors=.replace"):
+        tiny_language_model().tokenize(["fine", broken])

@@ -1,6 +1,8 @@
 """Packing, against a plain list that concatenates everything first."""
 
 import itertools
+import time
+import tracemalloc
 
 import pytest
 import torch
@@ -58,6 +60,29 @@ def test_packing_twice_gives_the_same_rows():
     documents = [(i, list(range(5, 5 + i))) for i in range(20)]
     first, second = (torch.stack([row.tokens for row in pack(documents, context=8, separator_id=0, bos_id=None)]) for _ in range(2))
     assert torch.equal(first, second)
+
+
+def test_packing_a_huge_document_holds_a_row_and_not_a_copy_of_it():
+    document = range(3_000_000)  # 24 MB as an array of ids
+    tracemalloc.start()
+    rows = sum(1 for _ in pack([(0, document)], context=10_000, separator_id=0, bos_id=None))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert rows == 300
+    assert peak < 60 * 10_000 * 8
+
+
+def test_packing_time_does_not_grow_with_the_context_when_documents_are_small():
+    documents = [(i, [i % 90 + 5] * 5) for i in range(20_000)]
+
+    def seconds(context):
+        started = time.process_time()
+        for _ in pack(documents, context=context, separator_id=0, bos_id=None):
+            pass
+        return time.process_time() - started
+
+    seconds(64)
+    assert min(seconds(60_000) for _ in range(3)) < 3 * min(seconds(64) for _ in range(3))
 
 
 @pytest.mark.parametrize(("context", "bos_id"), [(0, None), (1, 1), (-3, None)])
