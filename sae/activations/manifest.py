@@ -1,16 +1,18 @@
 """What an activation store says about itself: `manifest.json`, and the record that every shard keeps of its own files.
 
-    <store>/manifest.json                               what was captured from what, how, and, once complete, every file and the statistics
-    <store>/shards/00000/tokens.safetensors             tokens [rows, context] (uint16 or int32), document_ids [rows, context] (int32)
-    <store>/shards/00000/<site name>.safetensors        acts [rows * context, width] (bfloat16 or float32), norms [rows * context] (float32)
-    <store>/shards/00000/shard.json                     number of rows, size and SHA-256 of the files beside it
+    <store>/manifest.json                               what was captured from what, how, every file, and the statistics
+    <store>/unfinished.json                             the manifest that is being worked towards, while a capture has not ended
+    <store>/statistics/<site name>.safetensors          mean [width], covariance [width (width + 1) / 2] (float64; upper triangle, row by row)
+    <store>/shards/00000/tokens.safetensors             tokens [rows, context] (uint16 or int32); document_starts, document_ids [runs] (int32)
+    <store>/shards/00000/<site name>.safetensors        acts [rows * context, width] (dtype of the store), norms [rows * context] (float32)
+    <store>/shards/00000/shard.json                     number of rows; size and XXH3-128 of the files beside it
 
-A shard's folder appears whole, by one rename, so the folders that are there are the progress of a capture. The manifest holds nothing that
-depends on when or in how many runs it was written.
+Documents are runs: document_ids[i] is that of the tokens document_starts[i] .. document_starts[i + 1] - 1 of the shard. A shard shorter than
+the others carries its number of rows in its folder's name, so that a longer one can be made beside it. The manifest holds nothing that
+depends on when, in how many runs, or by how many processes it was written.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,8 +25,10 @@ from sae.fingerprint import from_json, to_json
 from sae.models.sites import Site
 from sae.storage import read_json, write_json
 
-SCHEMA = 1
-DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+SCHEMA = 2
+MANIFEST, UNFINISHED = "manifest.json", "unfinished.json"
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32, "int8": torch.int8}
+TOKEN_DTYPES = {"uint16": torch.uint16, "int32": torch.int32}
 OWN_CAPTURE_FIELDS = ("n_tokens", "if_short")  # may change between two runs that fill one store
 
 
@@ -33,13 +37,13 @@ class CaptureConfig:
     """What to capture. Two captures with the same model, corpus and config are the same store, byte for byte."""
 
     sites: tuple[str, ...]
-    """TransformerLens names of the sites, all captured in one pass."""
+    """TransformerLens names of the sites, or patterns of names such as `blocks.*.hook_resid_post`; all are captured in one pass."""
     n_tokens: int
     """How many tokens to capture, rounded up to whole rows (tokens)."""
     context: int = 128
     """Length of a row, the window that the model sees (tokens)."""
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """Storage dtype of the activations."""
+    dtype: Literal["bfloat16", "float16", "float32", "int8"] = "bfloat16"
+    """Storage dtype of the activations; int8 keeps a float32 norm with every row, see `sae.activations.formats`."""
     rows_per_shard: int = 128
     """Rows in one shard, the unit that is written and resumed (rows)."""
     rows_per_batch: int = 8
@@ -50,13 +54,13 @@ class CaptureConfig:
     """Token that opens every row, or None."""
     if_short: Literal["error", "accept"] = "error"
     """What to do when the corpus has fewer tokens than asked for: raise, or keep what there is."""
+    isolated: bool = False
+    """Whether no token attends to a token of another document of its row; positions then restart at each document."""
 
     def __post_init__(self) -> None:
         for name in ("n_tokens", "context", "rows_per_shard", "rows_per_batch"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)} (CaptureConfig)")
-        if self.context < 2:
-            raise ConfigError(f"context must be at least 2, since position 0 is never used, got {self.context} (CaptureConfig)")
         if isinstance(self.sites, str) or not self.sites:
             raise ConfigError(f"sites must be a tuple of at least one site name, got {self.sites!r} (CaptureConfig)")
         if len(set(self.sites)) != len(self.sites):
@@ -118,8 +122,18 @@ class FileRecord:
 
     n_bytes: int
     """Its size (bytes)."""
-    sha256: str
-    """SHA-256 of its bytes."""
+    checksum: str
+    """XXH3-128 of its bytes, 32 hexadecimal digits."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StorageError:
+    """What was lost by storing one site of one shard in fewer bits than the model computed in."""
+
+    n: int
+    """Tokens counted: not at a skipped position, and of norm at most `norm_ratio` medians of the shard."""
+    squared: float
+    """Sum over them of |a - stored a|^2."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +144,32 @@ class ShardRecord:
     """Its rows."""
     files: dict[str, FileRecord]
     """Its files, by name within the shard's folder."""
+    errors: dict[str, StorageError]
+    """What storing lost, by site name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiteSummary:
+    """What the manifest keeps of a site's statistics; mean and covariance are in a file of their own."""
+
+    n: int
+    """Tokens that the mask keeps."""
+    n_outliers: int
+    """Tokens that it leaves out for their norm."""
+    mean_norm: float
+    """Mean of |a|."""
+    mean_centred_norm: float
+    """Mean of |a - mu|."""
+    median_norm: float
+    """Median of |a| over all positions but the skipped ones, outliers included."""
+    threshold: float
+    """Largest norm that the mask keeps: norm_ratio times the median."""
+    total_variance: float
+    """Mean of |a - mu|^2: the variance about the mean, summed over dimensions, divided by n."""
+    storage_fvu: float
+    """Mean of |a - stored a|^2 divided by the total variance: what storing in fewer bits lost; 0 where nothing was rounded."""
+    arrays: FileRecord
+    """The file of mean and covariance."""
 
 
 @dataclass(frozen=True)
@@ -138,6 +178,8 @@ class SiteStatistics:
 
     n: int
     """Tokens that the mask keeps."""
+    n_outliers: int
+    """Tokens that it leaves out for their norm."""
     mean: Float[Tensor, "width"]
     """Mean activation mu, float64."""
     mean_norm: float
@@ -150,71 +192,79 @@ class SiteStatistics:
     """Largest norm that the mask keeps: norm_ratio times the median."""
     total_variance: float
     """Mean of |a - mu|^2: the variance about the mean, summed over dimensions, divided by n."""
-
-    def record(self) -> dict[str, Any]:
-        """Its JSON form."""
-        return {**{name: getattr(self, name) for name in self.__dataclass_fields__}, "mean": self.mean.tolist()}
-
-    @classmethod
-    def parse(cls, record: Mapping[str, Any]) -> "SiteStatistics":
-        """The statistics that `record` describes."""
-        return cls(**{**record, "mean": torch.tensor(record["mean"], dtype=torch.float64)})
+    storage_fvu: float
+    """Mean of |a - stored a|^2 divided by the total variance: what storing in fewer bits lost; 0 where nothing was rounded."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """`manifest.json`. Until the capture is complete it names only what is being captured."""
+    """`manifest.json`, and, without shards and statistics, `unfinished.json`."""
 
     schema: int = SCHEMA
     """Version of the layout."""
-    complete: bool = False
-    """Whether every shard and the statistics are there."""
-    model: ModelRecord
-    """The model captured from."""
+    model: ModelRecord | None
+    """The model captured from; None for imported activations of which it is not known."""
     corpus: CorpusRecord
     """The corpus captured from."""
     capture: CaptureConfig
     """What was asked for."""
     sites: tuple[Site, ...]
     """The captured sites, in the order asked for."""
+    token_dtype: Literal["uint16", "int32"] | None
+    """Dtype of the token ids; None where the rows are not tokens."""
     mask: MaskRule = MaskRule()
     """Which tokens consumers skip."""
     n_rows: int = 0
-    """Rows in the store; 0 until complete."""
+    """Rows in the store; 0 as long as not all tokens are written."""
     shards: tuple[ShardRecord, ...] = ()
-    """Every shard in order; empty until complete."""
-    statistics: dict[str, dict[str, int | float | list[float]]]
-    """SiteStatistics by site name; empty until complete."""
+    """Every shard in order."""
+    statistics: dict[str, SiteSummary] = field(default_factory=dict)
+    """What was measured, by site name."""
+
+    @property
+    def shard_rows(self) -> list[int]:
+        """Rows of every shard; before there are any records, those of a capture of `n_rows`."""
+        if self.shards:
+            return [shard.n_rows for shard in self.shards]
+        whole, rest = divmod(self.n_rows, self.capture.rows_per_shard)
+        return [self.capture.rows_per_shard] * whole + ([rest] if rest else [])
 
 
-def read_manifest(path: Path) -> Manifest:
+def read_manifest(path: Path, name: str = MANIFEST) -> Manifest:
     """The manifest of the store at `path`. Raises FormatError naming the file when it is missing, damaged, or of another schema."""
-    file = path / "manifest.json"
+    file = path / name
     data = read_json(file)
     schema = data.get("schema") if isinstance(data, dict) else None
+    if isinstance(schema, int) and schema > SCHEMA:
+        raise FormatError(
+            f"{file} has schema {schema}, written by a newer version; this one reads activation stores of schema {SCHEMA}: upgrade sae-workbench"
+        )
     if schema != SCHEMA:
-        raise FormatError(f"{file} has schema {schema!r}, this version reads activation stores of schema {SCHEMA}")
+        raise FormatError(
+            f"{file} has schema {schema!r}, this version reads activation stores of schema {SCHEMA}: read it with the version that wrote it, "
+            "or capture again"
+        )
     try:
         return from_json(Manifest, data)
     except ConfigError as error:
         raise FormatError(f"{file} is damaged: {error}") from error
 
 
-def write_manifest(path: Path, manifest: Manifest) -> None:
+def write_manifest(path: Path, manifest: Manifest, name: str = MANIFEST) -> None:
     """Write the manifest of the store at `path`, atomically."""
-    write_json(path / "manifest.json", to_json(manifest))
+    write_json(path / name, to_json(manifest))
 
 
-def differences(stored: Manifest, wanted: Manifest) -> list[str]:
+def differences(stored: Manifest, wanted: Manifest, *, but: tuple[str, ...] = OWN_CAPTURE_FIELDS) -> list[str]:
     """What makes two manifests describe different captures: `model.digest is ab.. in the store, cd.. now`, one line each.
 
-    The number of tokens asked for is left out, since a longer capture begins like a shorter one.
+    The fields `but` of the capture are left out: a longer capture begins like a shorter one. Names are: digests decide.
     """
     return [
         f"{key} is {_short(old)} in the store, {_short(new)} now"
-        for key in ("schema", "model", "corpus", "mask", "capture", "sites")
-        for key, old, new in _leaves(key, to_json(getattr(stored, key)), to_json(getattr(wanted, key)))
-        if old != new and key not in {f"capture.{name}" for name in OWN_CAPTURE_FIELDS}
+        for name in ("schema", "model", "corpus", "mask", "capture", "sites", "token_dtype")
+        for key, old, new in _leaves(name, to_json(getattr(stored, name)), to_json(getattr(wanted, name)))
+        if old != new and key not in {"model.name", "corpus.name", *(f"capture.{each}" for each in but)}
     ]
 
 

@@ -13,13 +13,16 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from sae.activations.batches import Split, mixing, shuffled_indices, split_by_document
-from sae.activations.manifest import DTYPES, Manifest, SiteStatistics, read_manifest
-from sae.activations.shards import TOKENS_FILE, check_sizes, shard_folder, site_file, verify_shard
-from sae.activations.statistics import check_finite, scatter, usable
+from sae.activations.completion import read_statistics, site_pieces
+from sae.activations.gather import Rows
+from sae.activations.manifest import DTYPES, MANIFEST, UNFINISHED, Manifest, SiteStatistics, read_manifest
+from sae.activations.prefetch import prefetched
+from sae.activations.shards import TOKENS_FILE, Runs, check_file, check_sizes, expanded, read_record, shard_folder, site_file, sound_files
+from sae.activations.statistics import check_finite, kept
 from sae.errors import ConfigError, FormatError
 from sae.fingerprint import digest
 from sae.models.sites import Site
@@ -34,7 +37,8 @@ class ActivationStore:
     def __init__(self, path: Path, manifest: Manifest):
         self.path = path
         self.manifest = manifest
-        self._mapped: dict[tuple[int, str], dict[str, Tensor]] = {}
+        self._rows: dict[str, Rows] = {}
+        self._statistics: dict[str, tuple[SiteStatistics, Tensor]] = {}
 
     @staticmethod
     def open(path: str | Path, *, model_digest: str | None = None) -> "ActivationStore":
@@ -44,26 +48,28 @@ class ActivationStore:
         is given and the store was captured from another model.
         """
         path = Path(path)
+        if not (path / MANIFEST).exists() and (path / UNFINISHED).exists():
+            raise FormatError(f"{path} is not complete: {_how_far(path)}; run the same capture again to finish it")
         manifest = read_manifest(path)
-        if not manifest.complete:
-            found, wanted = len(list(path.glob("shards/[0-9]*"))), -(-manifest.capture.n_rows // manifest.capture.rows_per_shard)
-            raise FormatError(f"{path} is not complete: {found} of {wanted} shards are there; run the same capture again to finish it")
-        if model_digest is not None and model_digest != manifest.model.digest:
+        found = None if manifest.model is None else manifest.model.digest
+        if model_digest is not None and model_digest != found:
+            name = "a model that is not known" if manifest.model is None else manifest.model.name
             raise FormatError(
-                f"{path} was captured from {manifest.model.name} with digest {manifest.model.digest}, not from {model_digest}"
+                f"{path} was captured from {name} with digest {found}, not from {model_digest}: the model's weights are others, though it may "
+                "have the same name; load the one the store was made with, or capture again"
             )
         for index, record in enumerate(manifest.shards):
-            check_sizes(shard_folder(path, index), record)
+            check_sizes(shard_folder(path, manifest, index), record)
         return ActivationStore(path, manifest)
 
     def __repr__(self) -> str:
         sites = ", ".join(f"{site.name} ({site.width})" for site in self.manifest.sites)
-        origin = f"{self.manifest.corpus.name} through {self.manifest.model.name}"
-        return f"ActivationStore({self.path}: {self.n_tokens:,} tokens of {origin}; {sites})"
+        through = "" if self.manifest.model is None else f" through {self.manifest.model.name}"
+        return f"ActivationStore({self.path}: {self.n_tokens:,} tokens of {self.manifest.corpus.name}{through}; {sites})"
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the manifest, which holds the SHA-256 of every file."""
+        """SHA-256 of the manifest, which holds the checksum of every file."""
         return digest(self.manifest)
 
     @property
@@ -99,64 +105,64 @@ class ActivationStore:
                 return captured
         raise ConfigError(f"site must be one of {', '.join(self.site_names)}, got {name!r} ({self.path})")
 
+    @property
+    def has_tokens(self) -> bool:
+        """Whether the rows are tokens of a language model with their ids; imported activations and embeddings of texts may have none."""
+        return self.manifest.token_dtype is not None
+
     def tokens(self) -> Int[Tensor, "n_rows context"]:
-        """Token ids, int32."""
-        return torch.cat([self._map(i, TOKENS_FILE)["tokens"].to(torch.int32) for i in range(len(self.manifest.shards))])
+        """Token ids, int32. Raises ConfigError when the store has none."""
+        if not self.has_tokens:
+            raise ConfigError(f"{self.path} has no token ids: its rows are not tokens ({self.manifest.corpus.name})")
+        return torch.cat([stored["tokens"].to(torch.int32) for stored in self._token_files()])
 
     def document_ids(self) -> Int[Tensor, "n_rows context"]:
         """The document of every token, int32; a separator belongs to the document it opens."""
-        return torch.cat([self._map(i, TOKENS_FILE)["document_ids"] for i in range(len(self.manifest.shards))])
+        sizes = self._tokens_per_shard()
+        runs = [Runs(stored["document_starts"], stored["document_ids"]) for stored in self._token_files()]
+        return torch.cat([expanded(each, size) for each, size in zip(runs, sizes, strict=True)]).view(-1, self.context)
 
     def norms(self, site: str | Site) -> Float[Tensor, "n_tokens"]:
         """|a| of every token, masked ones included, float32."""
-        file = site_file(self.site(site).name)
-        return torch.cat([self._map(i, file)["norms"] for i in range(len(self.manifest.shards))])
+        return torch.cat([piece.norms for piece in site_pieces(self.path, self.manifest, self.site(site))])
 
     def mask(self, site: str | Site) -> Bool[Tensor, "n_tokens"]:
-        """True where a token is used: not at position 0 of its row, and of norm at most six times the median."""
-        rule = self.manifest.mask
-        threshold = self.statistics(site).threshold
-        return usable(self.norms(site), context=self.context, skipped_positions=rule.skipped_positions, threshold=threshold)
+        """True where a token is used: not at position 0 of its row (or document, where they are isolated), its norm at most six medians."""
+        site = self.site(site)
+        threshold = self.manifest.statistics[site.name].threshold
+        return torch.cat([kept(piece, threshold) for piece in site_pieces(self.path, self.manifest, site)])
 
     def statistics(self, site: str | Site) -> SiteStatistics:
-        """Mean, norms, outlier threshold and total variance over the tokens that the mask keeps, as computed after the capture."""
-        return SiteStatistics.parse(self.manifest.statistics[self.site(site).name])
+        """Mean, norms, outlier threshold and total variance over the tokens that the mask keeps, as measured at the end of the capture.
+
+        Raises FormatError when their file is missing or damaged.
+        """
+        return self._measured(self.site(site))[0]
 
     def covariance(self, site: str | Site) -> Float[Tensor, "width width"]:
-        """(1/n) sum (a - mu)(a - mu)^T over the tokens that the mask keeps, float64; its trace is `total_variance`. Reads all."""
-        keep, measured = self.mask(site), self.statistics(site)
-        total = torch.zeros(len(measured.mean), len(measured.mean), dtype=torch.float64)
-        for acts, part in zip(self.shards(site), keep.split(self._tokens_per_shard()), strict=True):
-            total += torch.from_numpy(scatter(acts[part], measured.mean.numpy()))
-        return total / measured.n
+        """(1/n) sum (a - mu)(a - mu)^T over the tokens that the mask keeps, float64, as measured at the end of the capture.
 
-    def shards(self, site: str | Site) -> Iterator[Float[Tensor, "n width"]]:
-        """The site's activations shard after shard, in the order of the tokens, memory-mapped, in the storage dtype."""
-        file = site_file(self.site(site).name)
-        for index in range(len(self.manifest.shards)):
-            yield self._map(index, file)["acts"]
+        Its trace is `total_variance`. Raises FormatError when its file is missing or damaged.
+        """
+        return self._measured(self.site(site))[1].clone()
 
-    def gather(self, site: str | Site, token_index: Int[Tensor, "n"]) -> Float[Tensor, "n width"]:
-        """The activations of the given tokens, in the given order, in the storage dtype; indices may repeat.
+    def shards(self, site: str | Site) -> Iterator[Shaped[Tensor, "n width"]]:
+        """The site's activations shard after shard, in the order of the tokens, memory-mapped, as stored: for int8 see `formats.widen`."""
+        for piece in site_pieces(self.path, self.manifest, self.site(site)):
+            yield piece.acts
+
+    def gather(self, site: str | Site, token_index: Int[Tensor, "n"], *, dtype: torch.dtype | None = None) -> Float[Tensor, "n width"]:
+        """The activations of the given tokens, in the given order; indices may repeat. `dtype` None: as stored, float32 for int8.
 
         Raises ConfigError when an index is out of range.
         """
         site = self.site(site)
-        out = torch.empty(len(token_index), site.width, dtype=self.dtype)
-        if len(token_index) == 0:
-            return out
-        ascending, order = token_index.long().sort()
-        if ascending[0] < 0 or ascending[-1] >= self.n_tokens:
-            bad = int(ascending[0] if ascending[0] < 0 else ascending[-1])
-            raise ConfigError(f"token_index must be in 0..n_tokens-1={self.n_tokens - 1}, got {bad} (gather)")
-        per_shard = self.manifest.capture.rows_per_shard * self.context
-        found, counts = torch.unique_consecutive(ascending // per_shard, return_counts=True)
-        first = 0
-        for index, count in zip(found.tolist(), counts.tolist(), strict=True):
-            rows = ascending[first : first + count] - index * per_shard
-            out[order[first : first + count]] = self._map(index, site_file(site.name))["acts"].index_select(0, rows)
-            first += count
-        return out
+        if site.name not in self._rows:
+            pieces = list(site_pieces(self.path, self.manifest, site))
+            self._rows[site.name] = Rows([piece.acts for piece in pieces], [piece.norms for piece in pieces])
+        if dtype is None:
+            dtype = torch.float32 if self.dtype == torch.int8 else self.dtype
+        return self._rows[site.name].gather(token_index, dtype)
 
     def split(self, held_out: float = 0.1, seed: int = 0) -> Split:
         """All tokens, masked ones included, separated by document; the same documents are held out in every store of one corpus.
@@ -204,17 +210,19 @@ class ActivationStore:
         split_seed: int = 0,
         skip: int = 0,
         n_batches: int | None = None,
+        prefetch: int = 0,
     ) -> Iterator[Float[Tensor, "batch width"]]:
         """Shuffled activations in float32, without masked tokens: every batch is a uniform sample of its side of the split.
 
         `split="train"` goes on for ever, each token once per epoch, all batches full; `"held_out"` is one pass, whose last batch may be
         smaller. `skip` starts at a later batch without reading the earlier ones. `seed` shuffles; which documents are held out depends on
-        `split_seed` alone. Raises ConfigError when a side has no usable token, or fewer than `batch_size` to train on.
+        `split_seed` alone. `prefetch` batches are read ahead by a thread, which pays where a disk is waited for. Raises ConfigError when a side
+        has no usable token, or fewer than `batch_size` to train on.
         """
         indices = self.batch_indices(
             site, batch_size=batch_size, seed=seed, held_out=held_out, split=split, split_seed=split_seed, skip=skip, n_batches=n_batches
         )
-        return self._read(self.site(site), indices)
+        return prefetched(self._read(self.site(site), indices), prefetch)
 
     def mixing(self, site: str | Site, *, batch_size: int, seed: int, held_out: float = 0.1, n_batches: int = 8) -> float:
         """How well training batches are mixed over documents: the mean of `batches.mixing` over the first `n_batches`; 1.0 is perfect."""
@@ -229,29 +237,57 @@ class ActivationStore:
         Raises FormatError naming the first file (or site, row and position) that is not as it was written.
         """
         first_token = 0
-        for index in range(len(self.manifest.shards)):
-            files = verify_shard(self.path, index, self.manifest)
-            tokens = files[TOKENS_FILE]["tokens"].to(torch.int32)
-            if int(tokens.min()) < 0 or int(tokens.max()) >= self.manifest.model.d_vocab:
-                raise FormatError(
-                    f"{shard_folder(self.path, index) / TOKENS_FILE} has token ids outside 0..{self.manifest.model.d_vocab - 1}"
-                )
-            for site in self.manifest.sites:
-                check_finite(files[site_file(site.name)]["acts"], site=site.name, first_token=first_token, context=self.context)
-            first_token += tokens.numel()
-        if first_token != self.n_tokens:
-            raise FormatError(f"{self.path} has {first_token} tokens in its shards, its manifest says {self.n_tokens}")
+        for index, shard in enumerate(self.manifest.shards):
+            self._verify_shard(index, first_token)
+            first_token += shard.n_rows * self.context
+        for site in self.manifest.sites:
+            self._statistics.pop(site.name, None)
+            self._measured(site)
 
-    def _read(self, site: Site, indices: Iterator[Tensor]) -> Iterator[Tensor]:
-        while several := list(islice(indices, BATCHES_PER_READ)):  # one visit to each shard for several batches
-            acts = self.gather(site, torch.cat(several))
-            for batch in acts.split([len(each) for each in several]):
-                yield batch.float()
+    def _verify_shard(self, index: int, first_token: int) -> None:
+        folder, shard = shard_folder(self.path, self.manifest, index), self.manifest.shards[index]
+        wanted = {TOKENS_FILE, *(site_file(site.name) for site in self.manifest.sites)}
+        if set(shard.files) != wanted:
+            raise FormatError(f"{folder} must hold {', '.join(sorted(wanted))}, the manifest names {', '.join(sorted(shard.files))}")
+        recorded = read_record(folder).files
+        if any(recorded.get(name) != file for name, file in shard.files.items()):
+            raise FormatError(f"{folder} has a record that does not say what the manifest says; `sae store repair` writes it again")
+        for name in sorted(shard.files):
+            check_file(self.path, self.manifest, index, name)
+        if self.has_tokens and self.manifest.model is not None:
+            low, high = (int(bound) for bound in map_tensors(folder / TOKENS_FILE)["tokens"].to(torch.int32).aminmax())
+            if low < 0 or high >= self.manifest.model.d_vocab:
+                raise FormatError(f"{folder / TOKENS_FILE} has token ids outside 0..{self.manifest.model.d_vocab - 1}")
+        for site in self.manifest.sites:
+            stored = map_tensors(folder / site_file(site.name))
+            if stored["acts"].dtype != torch.int8:
+                finite = torch.isfinite(stored["acts"]).all(dim=1)
+                check_finite(torch.where(finite, 0.0, torch.nan), site=site.name, first_token=first_token, context=self.context)
+            check_finite(stored["norms"], site=site.name, first_token=first_token, context=self.context)
+
+    def _measured(self, site: Site) -> tuple[SiteStatistics, Float[Tensor, "width width"]]:
+        if site.name not in self._statistics:
+            self._statistics[site.name] = read_statistics(self.path, site, self.manifest.statistics[site.name])
+        return self._statistics[site.name]
+
+    def _read(self, site: Site, indices: Iterator[Int[Tensor, "batch"]]) -> Iterator[Float[Tensor, "batch width"]]:
+        """The activations at `indices`, several batches per visit to the shards."""
+        while several := list(islice(indices, BATCHES_PER_READ)):
+            acts = self.gather(site, torch.cat(several), dtype=torch.float32)
+            yield from acts.split([len(each) for each in several])
 
     def _tokens_per_shard(self) -> list[int]:
         return [shard.n_rows * self.context for shard in self.manifest.shards]
 
-    def _map(self, index: int, file: str) -> dict[str, Tensor]:
-        if (index, file) not in self._mapped:
-            self._mapped[index, file] = map_tensors(shard_folder(self.path, index) / file)
-        return self._mapped[index, file]
+    def _token_files(self) -> Iterator[dict[str, Tensor]]:
+        for index in range(len(self.manifest.shards)):
+            yield map_tensors(shard_folder(self.path, self.manifest, index) / TOKENS_FILE)
+
+
+def _how_far(path: Path) -> str:
+    wanted = read_manifest(path, UNFINISHED)
+    if not wanted.n_rows:
+        return "not all of its tokens are written"
+    needed = {TOKENS_FILE, *(site_file(site.name) for site in wanted.sites)}
+    folders = [shard_folder(path, wanted, index) for index in range(len(wanted.shard_rows))]
+    return f"{sum(needed <= sound_files(folder) for folder in folders)} of {len(folders)} shards are there"

@@ -1,6 +1,6 @@
 """Bytes on disk: atomic writes, memory-mapped tensors, and the cache of results."""
 
-from sae.storage.atomic import atomic_folder, atomic_path, checksum, lock, read_json, user_cache_dir, write_bytes, write_json
+from sae.storage.atomic import atomic_folder, atomic_path, checksum, lock, read_json, sync, user_cache_dir, write_bytes, write_json
 from sae.storage.cache import Entry, Key, ResultCache
 from sae.storage.tensors import load_tensors, map_tensors, read_header, save_tensors, write_tensors
 
@@ -17,6 +17,7 @@ __all__ = [
     "read_header",
     "read_json",
     "save_tensors",
+    "sync",
     "user_cache_dir",
     "write_bytes",
     "write_json",

@@ -49,7 +49,8 @@ def _explain_write_errors(path: Path) -> Iterator[None]:
         raise
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Have what was written to a file, or the names in a folder, on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -69,9 +70,9 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         temporary = _temporary(path)
         try:
             yield temporary
-            _sync(temporary)
+            sync(temporary)
             os.replace(temporary, path)
-            _sync(path.parent)
+            sync(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -87,8 +88,8 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         try:
             yield temporary
             for item in sorted(temporary.rglob("*")):
-                _sync(item)
-            _sync(temporary)
+                sync(item)
+            sync(temporary)
             if path.exists():
                 retired = _temporary(path)
                 os.replace(path, retired)
@@ -96,7 +97,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
                 shutil.rmtree(retired)
             else:
                 os.replace(temporary, path)
-            _sync(path.parent)
+            sync(path.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 

@@ -31,6 +31,9 @@ class PlantedModel(LanguageModel):
     def site(self, name):
         return Site.parse(name, self.shape)
 
+    def sites(self, patterns):
+        return tuple(self.site(name) for name in patterns)
+
     def tokenize(self, texts):
         return [[1 + byte for byte in text.encode()] for text in texts]
 
@@ -74,7 +77,7 @@ def config():
     return CaptureConfig(sites=(RESID, MLP), n_tokens=55 * 32, context=32, rows_per_shard=16, rows_per_batch=5)
 
 
-@pytest.fixture(scope="session", params=["bfloat16", "float32"])
+@pytest.fixture(scope="session", params=["bfloat16", "float16", "float32", "int8"])
 def store(request, tmp_path_factory):
     """A finished store, in each storage dtype; not to be changed."""
     path = tmp_path_factory.mktemp("store") / request.param

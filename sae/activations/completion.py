@@ -1,0 +1,149 @@
+"""What makes a store complete: its statistics, and the manifest that names every file.
+
+Until the manifest is replaced, by one rename, a store that is being added to stays what it was, for readers and after a crash.
+"""
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+
+from sae.activations.claims import COMPLETION, Claims
+from sae.activations.manifest import MANIFEST, UNFINISHED, FileRecord, Manifest, SiteStatistics, SiteSummary, read_manifest, write_manifest
+from sae.activations.progress import CaptureProgress
+from sae.activations.shards import TOKENS_FILE, Runs, check_sizes, expanded, read_record, remove_shard, shard_folder, site_file, store_lock
+from sae.activations.statistics import Moments, Piece, eligible_positions, measure, symmetric, upper_triangle
+from sae.errors import FormatError
+from sae.models.sites import Site
+from sae.storage import checksum, lock, map_tensors, save_tensors, sync
+from sae.storage.atomic import TEMPORARY_PREFIX
+
+
+def complete(path: Path, wanted: Manifest, claims: Claims) -> Iterator[CaptureProgress]:
+    """Measure what is not measured yet and write the manifest; another process that completes the store is waited for."""
+    with claims.holding(COMPLETION):
+        folders = [shard_folder(path, wanted, index) for index in range(len(wanted.shard_rows))]
+        records = tuple(read_record(folder) for folder in folders)
+        for folder, record in zip(folders, records, strict=True):
+            check_sizes(folder, record)
+        finished = replace(wanted, shards=records)
+        before = read_manifest(path) if (path / MANIFEST).exists() else None
+        statistics: dict[str, SiteSummary] = {}
+        for number, site in enumerate(wanted.sites):
+            if before is not None and _same_files(before, finished, site) and _is_sound(path, before, site):
+                statistics[site.name] = before.statistics[site.name]
+            else:
+                statistics[site.name] = yield from _measured(path, finished, site, number)
+        with lock(store_lock(path)):
+            write_manifest(path, replace(finished, statistics=statistics))
+            sweep_up(path)
+
+
+def already_complete(path: Path) -> Iterator[CaptureProgress]:
+    """The progress of what has nothing left to do. What a killed run left behind is removed, unless somebody is at work on the store."""
+    stored = read_manifest(path)
+    if (path / UNFINISHED).exists():
+        with Claims(path) as claims, claims.at_work(lambda alone: alone) as alone:
+            left = read_manifest(path, UNFINISHED)
+            if alone and left.capture == stored.capture and left.sites == stored.sites:
+                with lock(store_lock(path)):
+                    sweep_up(path)
+    n_tokens = stored.n_rows * stored.capture.context
+    yield CaptureProgress("capture", n_tokens, n_tokens, 0)
+
+
+def sweep_up(path: Path) -> None:
+    """Remove from a complete store what does not belong to it: leftovers of runs that were killed, shards and statistics that were replaced."""
+    manifest = read_manifest(path)
+    shards = {shard_folder(path, manifest, index).name for index in range(len(manifest.shards))}
+    for folder in (path / "shards").iterdir():
+        if folder.name.startswith(TEMPORARY_PREFIX):
+            shutil.rmtree(folder)
+        elif folder.name not in shards:
+            remove_shard(folder)
+    arrays = {statistics_file(path, name, summary).name for name, summary in manifest.statistics.items()}
+    for file in (path / "statistics").iterdir():
+        if file.name not in arrays:
+            file.unlink()
+    for file in [*path.glob(f"{TEMPORARY_PREFIX}*"), *path.glob(f"shards/*/{TEMPORARY_PREFIX}*")]:
+        file.unlink()
+    (path / UNFINISHED).unlink(missing_ok=True)
+
+
+def statistics_file(path: Path, site: str, summary: SiteSummary) -> Path:
+    """Where a site's mean and covariance are; the name holds their checksum, so that a new one never replaces what a reader uses."""
+    return path / "statistics" / f"{site}.{summary.arrays.checksum[:12]}.safetensors"
+
+
+def read_statistics(path: Path, site: Site, summary: SiteSummary) -> tuple[SiteStatistics, torch.Tensor]:
+    """The site's statistics and its covariance [width, width]. Raises FormatError when their file is missing or damaged."""
+    file = statistics_file(path, site.name, summary)
+    if checksum(file) != summary.arrays.checksum:
+        raise FormatError(f"{file} is damaged: its checksum is not that of the bytes that were written; `sae store repair` measures again")
+    arrays = map_tensors(file)
+    numbers = {key: value for key, value in asdict(summary).items() if key != "arrays"}
+    return SiteStatistics(**numbers, mean=arrays["mean"]), symmetric(arrays["covariance"], site.width)
+
+
+def site_pieces(path: Path, manifest: Manifest, site: Site) -> Iterator[Piece]:
+    """The site's shards, memory-mapped, with the positions that may be used."""
+    context = manifest.capture.context
+    for index, n_rows in enumerate(manifest.shard_rows):
+        folder = shard_folder(path, manifest, index)
+        stored, acts = map_tensors(folder / TOKENS_FILE), map_tensors(folder / site_file(site.name))
+        ids = expanded(Runs(stored["document_starts"], stored["document_ids"]), n_rows * context).view(n_rows, context)
+        rule = manifest.mask
+        eligible = eligible_positions(ids, skipped_positions=rule.skipped_positions, isolated=manifest.capture.isolated)
+        yield Piece(acts["acts"], acts["norms"], eligible.flatten())
+
+
+def _same_files(before: Manifest, now: Manifest, site: Site) -> bool:
+    def files(manifest: Manifest) -> list[tuple[FileRecord | None, FileRecord]]:
+        return [(shard.files.get(site_file(site.name)), shard.files[TOKENS_FILE]) for shard in manifest.shards]
+
+    return site.name in before.statistics and files(before) == files(now)
+
+
+def _is_sound(path: Path, manifest: Manifest, site: Site) -> bool:
+    """Whether the file of the site's statistics is as it was written."""
+    summary = manifest.statistics[site.name]
+    file = statistics_file(path, site.name, summary)
+    return file.exists() and checksum(file) == summary.arrays.checksum
+
+
+def _measured(path: Path, manifest: Manifest, site: Site, number: int) -> Iterator[CaptureProgress]:
+    """Measures a site; its return value is what the manifest keeps."""
+    n_tokens = manifest.n_rows * manifest.capture.context
+    total, done = 2 * n_tokens * len(manifest.sites), 2 * n_tokens * number
+    steps = measure(lambda: site_pieces(path, manifest, site), width=site.width, norm_ratio=manifest.mask.norm_ratio)
+    while True:
+        try:
+            done += next(steps)
+        except StopIteration as stop:
+            return _summary(path, manifest, site, stop.value)
+        yield CaptureProgress("statistics", done, total, 0)
+
+
+def _summary(path: Path, manifest: Manifest, site: Site, found: Moments) -> SiteSummary:
+    variance = float(found.covariance.diagonal().sum())
+    lost = [shard.errors[site.name] for shard in manifest.shards]
+    squared = sum(error.squared for error in lost) / max(1, sum(error.n for error in lost))
+    arrays = {"mean": found.mean, "covariance": upper_triangle(found.covariance)}
+    scratch = path / "statistics" / f"{site.name}.safetensors"
+    record = FileRecord(checksum=save_tensors(scratch, arrays), n_bytes=scratch.stat().st_size)
+    summary = SiteSummary(
+        n=found.n,
+        n_outliers=found.n_outliers,
+        mean_norm=found.mean_norm,
+        mean_centred_norm=found.mean_centred_norm,
+        median_norm=found.median_norm,
+        threshold=found.threshold,
+        total_variance=variance,
+        storage_fvu=squared / variance if variance > 0 else 0.0,
+        arrays=record,
+    )
+    scratch.replace(statistics_file(path, site.name, summary))
+    sync(scratch.parent)
+    return summary
