@@ -137,9 +137,9 @@ def test_what_a_dataset_lacks_is_named(tmp_path):
         rows(from_dataset(file))
     with pytest.raises(ConfigError, match=r"a.jsonl has no column 'party'"):
         rows(from_dataset(file, text_column="body", label_columns=["party"]))
-    with pytest.raises(ConfigError, match=r"label_columns must hold strings or integers, 'score' of row 0 of a.jsonl holds 0.5"):
+    with pytest.raises(ConfigError, match=r"label_columns must hold strings or integers, 'score' of line 1 of .*a.jsonl holds 0.5"):
         rows(from_dataset(file, text_column="body", label_columns=["score"]))
-    with pytest.raises(ConfigError, match=r"text_column must hold strings, 'score' of row 0 of a.jsonl holds a float"):
+    with pytest.raises(ConfigError, match=r"text_column must hold strings, 'score' of line 1 of .*a.jsonl holds a float"):
         rows(from_dataset(file, text_column="score"))
     (tmp_path / "b.csv").write_text("x")
     with pytest.raises(ConfigError, match=r"source files must all be of one kind out of .txt, .*, got .csv, .jsonl"):
@@ -242,6 +242,6 @@ def test_the_shipped_nouns_form_a_hierarchy_under_entity():
 
 
 def test_a_missing_shipped_file_is_an_error_that_names_it(tmp_path, monkeypatch):
-    monkeypatch.setattr("sae.activations.corpus.importlib.resources.files", lambda package: tmp_path)
+    monkeypatch.setattr("importlib.resources.files", lambda package: tmp_path)
     with pytest.raises(FormatError, match=r"state_of_the_union.jsonl.xz does not exist: this installation lacks its package data"):
         state_of_the_union()
