@@ -54,9 +54,11 @@ def from_json(cls: Any, data: Any, *, where: str = "") -> Any:
 
 
 def _parse(kind: Any, data: Any, where: str) -> Any:
-    if dataclasses.is_dataclass(kind):
+    if kind in (str, int, float, bool):
+        return _parse_scalar(kind, data, where)
+    is_dataclass, origin, args = _anatomy(kind)
+    if is_dataclass:
         return _parse_dataclass(kind, data, where)
-    origin, args = typing.get_origin(kind), typing.get_args(kind)
     if kind is Any:
         return data
     if origin is typing.Literal:
@@ -83,16 +85,22 @@ def _parse(kind: Any, data: Any, where: str) -> Any:
     return _parse_scalar(kind, data, where)
 
 
+@functools.cache
+def _anatomy(kind: Any) -> tuple[bool, Any, tuple[Any, ...]]:
+    """(whether it is a dataclass, origin, arguments) of a type."""
+    return dataclasses.is_dataclass(kind), typing.get_origin(kind), typing.get_args(kind)
+
+
 def _parse_dataclass(kind: Any, data: Any, where: str) -> Any:
     if not isinstance(data, Mapping):
         raise ConfigError(f"{where} must be a mapping with the fields of {kind.__name__}, got {data!r}")
     kinds, required = _fields(kind)
-    unknown = sorted(data.keys() - kinds.keys())
-    if unknown:
-        raise ConfigError(f"unknown key {unknown[0]!r} in {where}; allowed: {', '.join(sorted(kinds))}")
-    missing = [name for name in required if name not in data]
-    if missing:
-        raise ConfigError(f"missing key {missing[0]!r} in {where}")
+    if not data.keys() <= kinds.keys():
+        unknown = min(data.keys() - kinds.keys())
+        raise ConfigError(f"unknown key {unknown!r} in {where}; allowed: {', '.join(sorted(kinds))}")
+    for name in required:
+        if name not in data:
+            raise ConfigError(f"missing key {name!r} in {where}")
     return kind(**{name: _parse(kinds[name], data[name], f"{where}.{name}") for name in kinds if name in data})
 
 

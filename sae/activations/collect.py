@@ -23,14 +23,23 @@ from sae.activations.claims import TOKENS, Claims
 from sae.activations.completion import already_complete, complete
 from sae.activations.corpus import Corpus, Document
 from sae.activations.filling import fill
-from sae.activations.manifest import UNFINISHED, CaptureConfig, CorpusRecord, Manifest, ModelRecord, read_manifest, write_manifest
+from sae.activations.manifest import (
+    UNFINISHED,
+    CaptureConfig,
+    CorpusRecord,
+    Manifest,
+    ModelRecord,
+    folder_name,
+    read_manifest,
+    write_manifest,
+)
 from sae.activations.plan import announce
 from sae.activations.progress import CaptureProgress
 from sae.activations.shards import (
     TOKENS_FILE,
     Runs,
     expanded,
-    folder_name,
+    shard_folder,
     sound_files,
     store_lock,
     token_dtype,
@@ -147,8 +156,7 @@ def _collect(model: LanguageModel, corpus: Corpus, path: Path, wanted: Manifest)
 
 
 def _has_tokens(path: Path, manifest: Manifest, index: int) -> bool:
-    name = folder_name(index, manifest.shard_rows[index], manifest.capture.rows_per_shard)
-    return TOKENS_FILE in sound_files(path / "shards" / name)
+    return TOKENS_FILE in sound_files(shard_folder(path, manifest, index))
 
 
 def rows_of(model: LanguageModel, corpus: Corpus, config: CaptureConfig) -> Iterator[TokenRow]:

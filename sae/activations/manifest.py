@@ -229,6 +229,17 @@ class Manifest:
         whole, rest = divmod(self.n_rows, self.capture.rows_per_shard)
         return [self.capture.rows_per_shard] * whole + ([rest] if rest else [])
 
+    def folder_name(self, index: int) -> str:
+        """Name of the folder of shard `index`."""
+        rows_per_shard = self.capture.rows_per_shard
+        n_rows = self.shards[index].n_rows if self.shards else min(rows_per_shard, self.n_rows - index * rows_per_shard)
+        return folder_name(index, n_rows, rows_per_shard)
+
+
+def folder_name(index: int, n_rows: int, rows_per_shard: int) -> str:
+    """Name of the folder of a shard."""
+    return f"{index:05d}" if n_rows == rows_per_shard else f"{index:05d}-{n_rows}"
+
 
 def read_manifest(path: Path, name: str = MANIFEST) -> Manifest:
     """The manifest of the store at `path`. Raises FormatError naming the file when it is missing, damaged, or of another schema."""

@@ -3,7 +3,6 @@
 A shard's folder appears with its tokens, by one rename. A site's file appears by another, and counts once the shard's record names it.
 """
 
-import contextlib
 import os
 import shutil
 from collections.abc import Mapping
@@ -60,13 +59,7 @@ def expanded(runs: Runs, n_tokens: int) -> Int[Tensor, "n_tokens"]:
 
 def shard_folder(path: Path, manifest: Manifest, index: int) -> Path:
     """Where shard `index` of the store at `path` is."""
-    n_rows = manifest.shard_rows[index]
-    return path / "shards" / folder_name(index, n_rows, manifest.capture.rows_per_shard)
-
-
-def folder_name(index: int, n_rows: int, rows_per_shard: int) -> str:
-    """Name of a shard's folder."""
-    return f"{index:05d}" if n_rows == rows_per_shard else f"{index:05d}-{n_rows}"
+    return path / "shards" / manifest.folder_name(index)
 
 
 def site_file(site: str) -> str:
@@ -143,13 +136,13 @@ def sound_files(folder: Path) -> set[str]:
         record = read_record(folder)
     except FormatError:
         return set()
-    return {name for name, file in record.files.items() if _size(folder / name) == file.n_bytes}
+    return {name for name, file in record.files.items() if _size(f"{folder}/{name}") == file.n_bytes}
 
 
 def check_sizes(folder: Path, record: ShardRecord) -> None:
     """Raises FormatError naming the first file that is missing or has another size than recorded, and saying how to mend it."""
     for name, file in record.files.items():
-        n_bytes = _size(folder / name)
+        n_bytes = _size(f"{folder}/{name}")
         if n_bytes is None:
             raise FormatError(f"{folder / name} does not exist; `sae store repair` captures it again")
         if n_bytes != file.n_bytes:
@@ -159,10 +152,11 @@ def check_sizes(folder: Path, record: ShardRecord) -> None:
             )
 
 
-def _size(path: Path) -> int | None:
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+def _size(path: str) -> int | None:
+    try:
         return os.stat(path).st_size
-    return None
+    except (FileNotFoundError, NotADirectoryError):
+        return None
 
 
 def check_file(path: Path, manifest: Manifest, index: int, name: str) -> None:

@@ -12,10 +12,10 @@ from sae.activations.claims import Claims
 from sae.activations.completion import already_complete, complete
 from sae.activations.filling import storage_error
 from sae.activations.formats import is_exact, narrow_, widen
-from sae.activations.manifest import DTYPES, UNFINISHED, Manifest, StorageError, write_manifest
+from sae.activations.manifest import DTYPES, UNFINISHED, Manifest, StorageError, folder_name, write_manifest
 from sae.activations.plan import announce
 from sae.activations.progress import CaptureProgress
-from sae.activations.shards import SiteBuffers, folder_name, site_file, sound_files, store_lock, write_sites, write_tokens
+from sae.activations.shards import SiteBuffers, site_file, sound_files, store_lock, write_sites, write_tokens
 from sae.activations.statistics import check_finite, eligible_positions
 from sae.errors import ConfigError
 from sae.storage import lock
