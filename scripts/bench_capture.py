@@ -1,100 +1,243 @@
-"""What capturing costs beyond the forward pass it cannot do without.
+"""What capturing costs beyond the forward pass it cannot do without, and what an activation store costs to keep.
 
-Three ways over the same tokens, in one process and one dtype, in alternation, one shard at a time:
+    speed      collect over bare: seconds of `sae.collect`, all of it (tokens, forward passes, conversion, checksums, disk, statistics), over
+               those of the Hugging Face model cut after the deepest site, `model(tokens)`, whose activations are thrown away; same tokens,
+               same dtype, one process, in alternation; bare is the faster of eager and fused ("sdpa") attention. One site and six.
+    memory     peak resident memory of a process that captures few and ten times as many tokens
+    disk       bytes of the store's folder over n_tokens x sum(widths) x bytes per number
+    opening    seconds to open a store of 1,000 shards of six sites: every file is looked up
+    mixing     correlation of neighbouring rows of batches, over that of a fresh random permutation of the same tokens
 
-    bare       the Hugging Face model cut after the site's block, `model(tokens)`; the activations are thrown away
-    capture    `LanguageModel.capture`: the same pass with the activations handed back
-    collect    `sae.collect`: captured, converted, checksummed and written to an activation store on disk
-
-and the ratio of each to the bare pass, per round and as the median over rounds. `--quick` is a short version; `--json FILE` writes the rows.
+`--only NAME` runs one part; `--quick` is a short version; `--json FILE` writes rows of name, value, unit.
 """
 
 import argparse
 import json
 import os
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the quickstart sets it; read when torch is loaded
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch
 
 from sae.activations.collect import CaptureConfig, collect
 from sae.activations.corpus import from_texts, state_of_the_union
+from sae.activations.store import ActivationStore
 from sae.models.assets import default_model
 from sae.models.language_model import LanguageModel
 from sae.models.tokens import pack
 
+ROWS_PER_BATCH = 16
+LAYERS = (5, 7, 9, 11, 13, 15)
+Rows = list[dict[str, Any]]
 
-def bare_model(folder: Path, layer: int, dtype: torch.dtype):
-    """The Hugging Face model itself, eager attention as under TransformerLens, with no block after `layer` and no unembedding."""
+
+def bare_model(folder: Path, layer: int, dtype: torch.dtype, attention: str):
+    """The Hugging Face model itself, with no block after `layer` and no unembedding."""
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager").eval()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=attention).eval()
     model.model.layers = model.model.layers[: layer + 1]
     return model.model
 
 
+def texts():
+    """The addresses, as often as a corpus must be long."""
+    return [document.text for document in state_of_the_union().documents()]
+
+
+def alternate(ways: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of every way in every round but the first, which warms up."""
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for round_number in range(rounds + 1):
+        for name, function in ways.items():
+            started = time.perf_counter()
+            function()
+            if round_number:
+                seconds[name].append(time.perf_counter() - started)
+    return seconds
+
+
+def speed(options: argparse.Namespace) -> Rows:
+    """The cost of `capture` and of `collect` over the bare pass."""
+    folder = default_model()
+    model = LanguageModel.load(folder)
+    corpus = from_texts(texts())
+    documents = ((document.id, model.tokenize([document.text])[0]) for document in corpus.documents())
+    packed = pack(documents, context=128, separator_id=model.separator_id, bos_id=None)
+    rows = torch.stack([next(packed).tokens for _ in range(options.rows)]).long()
+    names = {1: (f"blocks.{LAYERS[-1]}.hook_resid_post",), 6: tuple(f"blocks.{layer}.hook_resid_post" for layer in LAYERS)}
+
+    def bare(attention: str) -> Callable[[], None]:
+        reference = bare_model(folder, LAYERS[-1], model.dtype, attention)
+
+        def run() -> None:
+            with torch.inference_mode():
+                for start in range(0, len(rows), ROWS_PER_BATCH):
+                    reference(rows[start : start + ROWS_PER_BATCH], use_cache=False)
+
+        return run
+
+    def captured(n_sites: int) -> Callable[[], None]:
+        sites = model.sites(names[n_sites])
+
+        def run() -> None:
+            for start in range(0, len(rows), ROWS_PER_BATCH):
+                model.capture(rows[start : start + ROWS_PER_BATCH], sites)
+
+        return run
+
+    def collected(n_sites: int) -> Callable[[], None]:
+        config = CaptureConfig(sites=names[n_sites], n_tokens=rows.numel(), rows_per_batch=ROWS_PER_BATCH)
+
+        def run() -> None:
+            with tempfile.TemporaryDirectory(dir=options.folder) as target:
+                for _ in collect(model, corpus, Path(target) / "store", config):
+                    pass
+
+        return run
+
+    ways = {
+        "bare, eager": bare("eager"),
+        "bare, sdpa": bare("sdpa"),
+        "capture, 1 site": captured(1),
+        "capture, 6 sites": captured(6),
+        "collect, 1 site": collected(1),
+        "collect, 6 sites": collected(6),
+    }
+    seconds = alternate(ways, options.rounds)
+    dtype = str(model.dtype).removeprefix("torch.")
+    print(f"speed: layer {LAYERS[-1]}, {dtype}, {options.threads} threads, {rows.numel()} tokens a round, {options.rounds} rounds")
+    print(f"{'way':<18}{'tokens/s (median)':>20}{'ratio to bare: min':>20}{'median':>10}{'max':>10}")
+    fastest = min(("bare, eager", "bare, sdpa"), key=lambda name: statistics.median(seconds[name]))
+    found: Rows = []
+    for name, values in seconds.items():
+        ratios = [value / base for value, base in zip(values, seconds[fastest], strict=True)]
+        rate = rows.numel() / statistics.median(values)
+        print(f"{name:<18}{rate:>20.0f}{min(ratios):>20.3f}{statistics.median(ratios):>10.3f}{max(ratios):>10.3f}")
+        found += [{"name": f"{name}: rate", "value": rate, "unit": "tokens/s"}]
+        found += [{"name": f"{name} over bare", "value": statistics.median(ratios), "unit": "ratio"}]
+    return found
+
+
+CAPTURE_AND_MEASURE = """
+import resource, sys
+import torch
+from sae.activations.collect import CaptureConfig, collect
+from sae.activations.corpus import from_texts, state_of_the_union
+from sae.models.assets import default_model
+from sae.models.language_model import LanguageModel
+
+path, n_tokens, threads = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+torch.set_num_threads(threads)
+model = LanguageModel.load(default_model())
+corpus = from_texts([document.text for document in state_of_the_union().documents()])
+list(model.tokenize(["warm"]))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+for _ in collect(model, corpus, path, CaptureConfig(sites=("blocks.0.hook_resid_post",), n_tokens=n_tokens, rows_per_batch=16)):
+    pass
+print(before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def memory_and_disk(options: argparse.Namespace) -> Rows:
+    """Peak memory of a process that captures few and many tokens (after the first block: the store's part is what is looked at), and the
+    bytes that the larger store takes. Nothing is known of what a mapped file's pages count for: they are in the numbers.
+    """
+    few, many = (20_000, 200_000) if options.quick else (50_000, 500_000)
+    found: Rows = []
+    print(f"memory: a process that captures block 0 of {default_model().name}")
+    with tempfile.TemporaryDirectory(dir=options.folder) as target:
+        for n_tokens in (few, many):
+            command = [sys.executable, "-c", CAPTURE_AND_MEASURE, f"{target}/{n_tokens}", str(n_tokens), str(options.threads)]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            before, peak = (int(number) / 1024 for number in done.stdout.split())
+            print(f"  {n_tokens:>8} tokens: {before:6.0f} MiB before the capture, {peak:6.0f} MiB at its peak")
+            found += [{"name": f"peak memory, {n_tokens} tokens", "value": peak, "unit": "MiB"}]
+        for n_tokens in (few, many):
+            store = ActivationStore.open(f"{target}/{n_tokens}")
+            used = sum(file.stat().st_size for file in store.path.rglob("*") if file.is_file())
+            ideal = store.n_tokens * sum(site.width for site in store.manifest.sites) * 2
+            print(f"disk: {store.n_tokens} tokens of one site: {used / ideal - 1:.2%} over {ideal / 1e6:.1f} MB")
+            found += [{"name": f"disk overhead, {n_tokens} tokens", "value": used / ideal - 1, "unit": "share"}]
+        found += mixing(ActivationStore.open(f"{target}/{many}"))
+    return found
+
+
+def mixing(store: ActivationStore) -> Rows:
+    """Correlation of neighbouring rows of batches, against a fresh permutation and the order of the tokens."""
+    from sae.activations.mixing import neighbour_correlations
+
+    found = neighbour_correlations(store, store.site_names[0], batch_size=4096, n_batches=16)
+    print(f"mixing: {found}")
+    return [{"name": "neighbour correlation over a permutation's", "value": found.ratio, "unit": "ratio"}]
+
+
+def opening(options: argparse.Namespace) -> Rows:
+    """Seconds to open a store of many shards and six sites."""
+    from sae.activations.manifest import CorpusRecord, Manifest, MaskRule
+    from sae.activations.writing import RowPiece, write_store
+    from sae.models.sites import Site
+
+    n_shards, names = 1000, [f"blocks.{layer}.hook_resid_post" for layer in LAYERS]
+    config = CaptureConfig(sites=tuple(names), n_tokens=n_shards * 2, context=1, rows_per_shard=2)
+    manifest = Manifest(
+        model=None,
+        corpus=CorpusRecord(name="noise", digest="0" * 64, licence="none"),
+        capture=config,
+        sites=tuple(Site.of(name, 16) for name in names),
+        token_dtype=None,
+        mask=MaskRule(skipped_positions=()),
+    )
+    pieces = (
+        RowPiece(torch.arange(2 * i, 2 * i + 2)[:, None], None, {name: torch.randn(2, 16) for name in names}) for i in range(n_shards)
+    )
+    with tempfile.TemporaryDirectory(dir=options.folder) as target:
+        fsync, os.fsync = os.fsync, lambda handle: None  # 20,000 of them are not what is measured
+        try:
+            for _ in write_store(Path(target) / "store", manifest, pieces):
+                pass
+        finally:
+            os.fsync = fsync
+        seconds = []
+        for _ in range(7):
+            started = time.perf_counter()
+            ActivationStore.open(Path(target) / "store")
+            seconds.append(time.perf_counter() - started)
+    middle = statistics.median(seconds)
+    print(
+        f"opening: {n_shards} shards of {len(names)} sites, {n_shards * (len(names) + 1)} files looked up: {middle * 1e3:.0f} ms (median of 7)"
+    )
+    return [{"name": "opening 1000 shards", "value": middle, "unit": "s"}]
+
+
+PARTS = {"speed": speed, "memory": memory_and_disk, "opening": opening}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--layer", type=int, default=15)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--rows", type=int, default=64, help="rows of 128 tokens per round")
+    parser.add_argument("--only", choices=PARTS)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rows", type=int, default=256, help="rows of 128 tokens per round")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--folder", type=Path, help="where stores are written (default: the system's folder for temporary files)")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     if options.quick:
-        options.rounds, options.rows = 3, 32
+        options.rounds, options.rows = 3, 64
     torch.set_num_threads(options.threads)
-    folder = default_model()
-    model = LanguageModel.load(folder)
-    site, bare = model.site(f"blocks.{options.layer}.hook_resid_post"), bare_model(folder, options.layer, model.dtype)
-    corpus = from_texts([document.text[:3000] for document in state_of_the_union().documents()])
-    documents = ((document.id, model.tokenize([document.text])[0]) for document in corpus.documents())
-    packed = pack(documents, context=128, separator_id=model.separator_id, bos_id=None)
-    rows = torch.stack([next(packed).tokens for _ in range(options.rows)]).long()
-    config = CaptureConfig(sites=(site.name,), n_tokens=rows.numel(), context=128, dtype="bfloat16", rows_per_batch=16)
-
-    def run_bare() -> None:
-        with torch.inference_mode():
-            for start in range(0, len(rows), 16):
-                bare(rows[start : start + 16], use_cache=False)
-
-    def run_capture() -> None:
-        for start in range(0, len(rows), 16):
-            model.capture(rows[start : start + 16], [site])
-
-    def run_collect() -> None:
-        with tempfile.TemporaryDirectory() as target:
-            for _ in collect(model, corpus, Path(target) / "store", config):
-                pass
-
-    ways = {"bare": run_bare, "capture": run_capture, "collect": run_collect}
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for round_number in range(options.rounds + 1):
-        for name, function in ways.items():
-            started = time.perf_counter()
-            function()
-            if round_number:  # the first round warms up
-                seconds[name].append(time.perf_counter() - started)
-    report(seconds, rows.numel(), str(model.dtype).removeprefix("torch."), options)
-
-
-def report(seconds: dict[str, list[float]], n_tokens: int, dtype: str, options: argparse.Namespace) -> None:
-    print(f"layer {options.layer}, {dtype}, {options.threads} threads, {n_tokens} tokens a round, {options.rounds} rounds")
-    print(f"{'way':<10}{'tokens/s (median)':>20}{'ratio to bare: min':>20}{'median':>10}{'max':>10}")
-    rows = []
-    for name, values in seconds.items():
-        ratios = [value / base for value, base in zip(values, seconds["bare"], strict=True)]
-        rate = n_tokens / statistics.median(values)
-        print(f"{name:<10}{rate:>20.0f}{min(ratios):>20.3f}{statistics.median(ratios):>10.3f}{max(ratios):>10.3f}")
-        rows += [{"name": f"{name} rate", "value": rate, "unit": "tokens/s"}]
-        rows += [{"name": f"{name} over bare", "value": statistics.median(ratios), "unit": "ratio"}]
+    found = [row for name, part in PARTS.items() if options.only in (None, name) for row in part(options)]
     if options.json:
-        options.json.write_text(json.dumps(rows, indent=2) + "\n")
+        options.json.write_text(json.dumps(found, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -46,7 +46,6 @@ from sae.activations.shards import (
     write_tokens,
 )
 from sae.errors import ConfigError, FormatError
-from sae.fingerprint import digest
 from sae.models.language_model import LanguageModel
 from sae.models.tokens import TokenRow, pack
 from sae.storage import lock, map_tensors
@@ -122,7 +121,7 @@ def _model_record(model: LanguageModel, config: CaptureConfig) -> ModelRecord:
         digest=model.digest,
         dtype=str(model.dtype).removeprefix("torch."),
         d_vocab=model.shape.d_vocab,
-        vocabulary=digest(model.tokenizer.get_vocab()),
+        vocabulary=model.vocabulary_digest,
         separator_id=model.separator_id if config.separator else None,
     )
 

@@ -27,7 +27,9 @@ from sae.models.tokens import offsets_in_document
 
 BLOCK_ROWS = 4096
 """Rows summed in float32 before they are added in float64."""
-TILE = 192
+PART_ROWS = 512
+"""Rows that one thread adds up at a time."""
+TILE = 144
 """Columns of the covariance that one thread computes at a time."""
 
 
@@ -85,14 +87,15 @@ def measure(pieces: Callable[[], Iterable[Piece]], *, width: int, norm_ratio: fl
         keep = kept(piece, threshold)
         n_outliers += int(piece.eligible.sum() - keep.sum())
         norm_sum += _sum(piece.norms[keep])
-        for block in _blocks(piece, keep):
-            sums.add_(block)
+        for block, left_out in _blocks(piece, keep):
+            sums.add_(block, left_out)
         yield len(keep)
     mean, covariance, n = sums.mean, sums.covariance, max(sums.n, 1)
     centred, mean32 = 0.0, mean.float()
     for piece in pieces():
-        for block in _blocks(piece, kept(piece, threshold)):
-            centred += _sum(torch.linalg.vector_norm(block.sub_(mean32), dim=1))
+        for block, left_out in _blocks(piece, kept(piece, threshold)):
+            lengths = torch.linalg.vector_norm(block.sub_(mean32), dim=1)
+            centred += _sum(lengths.index_fill_(0, left_out, 0.0))
         yield len(piece.norms)
     return Moments(sums.n, n_outliers, mean, covariance, norm_sum / n, centred / n, median, threshold)
 
@@ -102,12 +105,12 @@ def kept(piece: Piece, threshold: float) -> Bool[Tensor, "n"]:
     return piece.eligible & (piece.norms.double() <= threshold)
 
 
-def _blocks(piece: Piece, keep: Bool[Tensor, "n"]) -> Iterator[Float[Tensor, "rows width"]]:
-    """The kept rows in float32, in fresh memory."""
+def _blocks(piece: Piece, keep: Bool[Tensor, "n"]) -> Iterator[tuple[Float[Tensor, "rows width"], Int[Tensor, "left_out"]]]:
+    """Consecutive rows in float32, in memory of their own, and the numbers of those among them that are not kept."""
     for acts, norms, part in zip(piece.acts.split(BLOCK_ROWS), piece.norms.split(BLOCK_ROWS), keep.split(BLOCK_ROWS), strict=True):
-        rows = part.nonzero().squeeze(1)
-        if len(rows):
-            yield widen(acts[rows], norms[rows]) if acts.dtype != torch.float32 else acts[rows]
+        left_out = (~part).nonzero().squeeze(1)
+        if len(left_out) < len(part):
+            yield widen(acts, norms) if acts.dtype != torch.float32 else acts.clone(), left_out
 
 
 def _sum(values: Float[Tensor, "n"]) -> float:
@@ -125,19 +128,27 @@ class Sums:
         self.products = torch.zeros(width, width, dtype=torch.float64)
         """Of which only the tiles on and above the diagonal are kept up."""
 
-    def add_(self, rows: Float[Tensor, "rows width"]) -> None:
-        """Add rows; what is given is overwritten."""
+    def add_(self, rows: Float[Tensor, "rows width"], left_out: Int[Tensor, "left_out"]) -> None:
+        """Add rows but those with the numbers `left_out`; what is given is overwritten."""
         if not self.n:
-            self.shift = rows.mean(dim=0)
-        self.n += len(rows)
-        self.total += rows.sum(dim=0, dtype=torch.float64)
-        shifted = rows.sub_(self.shift)
-        width = shifted.shape[1]
+            self.shift = rows.index_fill(0, left_out, 0.0).sum(dim=0) / (len(rows) - len(left_out))
+        rows[left_out] = self.shift  # less the shift they are nothing
+        self.n += len(rows) - len(left_out)
+        parts = rows.split(PART_ROWS)
+        totals: list[Tensor] = [self.total] * len(parts)
+
+        def shift(number: int) -> None:
+            totals[number] = parts[number].sum(dim=0, dtype=torch.float64)
+            parts[number].sub_(self.shift)
+
+        team.each(shift, len(parts))
+        self.total += sum(totals) - len(left_out) * self.shift.double()
+        width = rows.shape[1]
         corners = [(top, left) for top in range(0, width, TILE) for left in range(top, width, TILE)]
 
         def multiply(number: int) -> None:
             top, left = corners[number]
-            a, b = shifted[:, top : top + TILE], shifted[:, left : left + TILE]
+            a, b = rows[:, top : top + TILE], rows[:, left : left + TILE]
             self.products[top : top + TILE, left : left + TILE] += a.T @ b
 
         team.each(multiply, len(corners))

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae.errors import ConfigError
-from sae.fingerprint import digest_tensors
+from sae.fingerprint import digest, digest_tensors
 from sae.models.edits import Edit
 from sae.models.hooked import Hook, HookedModel
 from sae.models.isolation import IsolatingModel
@@ -136,6 +136,11 @@ class LanguageModel:
         no: dict[str, Any] = {"add_special_tokens": False, "return_attention_mask": False, "verbose": False}
         encoded: Any = self.tokenizer(list(texts), split_special_tokens=not special_tokens, **no)
         return [list(ids) for ids in encoded["input_ids"]]
+
+    @cached_property
+    def vocabulary_digest(self) -> str:
+        """SHA-256 of the tokenizer's tokens with their ids."""
+        return digest(self.tokenizer.get_vocab())
 
     def vocabulary(self) -> list[str]:
         """The text of each token id, `d_vocab` strings: leading spaces kept, U+FFFD for bytes that are no character by themselves.
