@@ -5,7 +5,8 @@ Everything here that is less obvious than it looks:
 * The model computes as published, by its own code; hooks stand at the borders of its modules. So a pass that captures costs what the
   pass alone costs. What a module gives is copied at once, since some models go on to write into it.
 * Attention is PyTorch's fused kernel wherever the library offers it, as it does by default: equal to the eager one up to rounding. With
-  a soft cap on the scores the library's fused path leaves the cap out, silently; those models run eager.
+  a soft cap on the scores the library's fused path leaves the cap out, silently; those models run eager, and so does one whose fused path
+  is seen to give other logits.
 * A pass that captures is stopped by the last wanted activation itself: nothing deeper is computed, no logits either.
 * resid_mid is read where the second norm does, beside the residual stream: what a hook returns there reaches the MLP only. An edit of
   resid_mid is therefore carried on to resid_post, where the skip connection would have brought it.
@@ -31,6 +32,11 @@ from sae.models.transformer_lens import Anatomy, Border, anatomy, unembedding
 
 Hook = Callable[[Tensor], Tensor | None]
 
+PROBE_LENGTH = 16
+"""Tokens with which the fused attention is compared to the eager one."""
+ROUNDING = 16.0
+"""How many machine epsilons the logits may differ by, relative to their length; and the terms of a sum in the residual stream."""
+
 
 class _AllCapturedError(Exception):
     """Ends a pass that has nothing left to capture."""
@@ -47,7 +53,7 @@ class HookedModel:
         self._anatomy: Anatomy = anatomy(model)
         self.model = model
         model.eval()
-        _set_attention_(model)
+        _set_attention_(model, self.shape)
         for parameter in model.parameters():
             parameter.requires_grad_(False)
         self._lock = threading.RLock()
@@ -78,10 +84,10 @@ class HookedModel:
         with torch.no_grad():
             self.logits(tokens, hooks)
         found = {site.name: replace(site, width=seen[site].shape[-1]) for site in guesses if site in seen}
-        acts = {(site.layer, site.kind): value.float() for site, value in seen.items()}
+        acts: dict[tuple[int, Kind], Tensor] = {(site.layer, site.kind): value.float() for site, value in seen.items()}
         eps = torch.finfo(self.model.dtype).eps
         for layer in range(self.shape.n_layers):
-            if (layer, "resid_mid") in acts and not _adds_up(acts, layer, 16 * eps):
+            if (layer, "resid_mid") in acts and not _adds_up(acts, layer, ROUNDING * eps):
                 del found[f"blocks.{layer}.{SUFFIXES['resid_mid']}"]
         return found
 
@@ -188,14 +194,22 @@ class HookedModel:
         return unembedding(self.model)
 
 
-def _set_attention_(model: PreTrainedModel) -> None:
-    """Fused attention where it is the same function: where the library offers it and no soft cap is put on the scores."""
+def _set_attention_(model: PreTrainedModel, shape: ModelShape) -> None:
+    """Fused attention where the library offers it and it is the same function: no soft cap on the scores, and equal logits on a probe."""
     config: Any = model.config.get_text_config()
     capped = getattr(config, "attn_logit_softcapping", None) is not None
-    with quiet():
-        try:
-            model.set_attn_implementation("eager" if capped else "sdpa")
-        except (ValueError, ImportError):
+    tokens = torch.randint(0, shape.d_vocab, (1, min(PROBE_LENGTH, shape.n_ctx)), generator=torch.Generator().manual_seed(0)).to(
+        model.device
+    )
+    logits: list[Tensor] = []
+    with quiet(), torch.no_grad():
+        for implementation in ("eager",) if capped else ("eager", "sdpa"):
+            try:
+                model.set_attn_implementation(implementation)
+            except (ValueError, ImportError):
+                continue
+            logits.append(model(input_ids=tokens, use_cache=False).logits.float())
+        if len(logits) == 2 and (logits[1] - logits[0]).norm() > ROUNDING * torch.finfo(model.dtype).eps * logits[0].norm():
             model.set_attn_implementation("eager")
 
 

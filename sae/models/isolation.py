@@ -13,8 +13,9 @@ Which way an architecture goes is not looked up but tried, once a model, and wha
 """
 
 import functools
+import inspect
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from typing import Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -29,10 +30,11 @@ Key = TypeVar("Key", bound=Hashable)
 
 PROBE_LENGTHS = (5, 1, 7, 3)
 """Tokens of the documents that the ways are tried with."""
-SIGNIFICANT = 0.01
-"""A way isolates when the activations are at most this fraction as far from the documents' own as they are without isolation."""
-ROUNDING = 4.0
-"""... or at most so many machine epsilons away: nearer than the model's arithmetic can tell."""
+LEAK, LEAK_ROUNDING = 1e-3, 4.0
+"""What the tokens of one document may do to the activations of another: this fraction of what they do without isolation, or so many machine
+epsilons. In a dense model it is nothing at all; experts that are sent other tokens may round otherwise."""
+ALONE, ALONE_ROUNDING = 1e-2, 16.0
+"""How far the activations may be from those of the document alone, likewise: other shapes are summed in another order, block after block."""
 
 
 class IsolatingModel:
@@ -74,10 +76,14 @@ class IsolatingModel:
 
 
 def _ways(model: HookedModel) -> list[Way]:
-    import inspect
-
+    """The ways to try. Attention in chunks counted from the beginning of the row, and what is not attention, never goes by positions: in
+    a probe shorter than a chunk it would seem to.
+    """
+    config: Any = model.model.config.get_text_config()
+    windows_only = set(getattr(config, "layer_types", None) or ()) <= {"full_attention", "sliding_attention"}
+    chunked = getattr(config, "attention_chunk_size", None) is not None
     takes_positions = "position_ids" in inspect.signature(model.model.forward).parameters
-    return ["positions", "rows"] if takes_positions else ["rows"]
+    return ["positions", "rows"] if takes_positions and windows_only and not chunked else ["rows"]
 
 
 def _captured(
@@ -136,29 +142,36 @@ def _gathered(shape: torch.Size, parts: Sequence[tuple[_Rows, Tensor]]) -> Tenso
 
 
 def _distance(model: HookedModel, way: Way) -> float:
-    """How far the activations of packed documents are from those of each alone, after every block, in units of what is allowed.
+    """How far the activations after any block are from isolated ones, in units of what is allowed: at most 1 when documents are apart.
 
-    Each document is tried at the beginning of a row and after others, so neither what a token sees nor where it thinks it is can hide.
+    Two things are measured. Other tokens in every second document must not move the documents between them: nothing leaks. And each
+    document must have the activations that it has alone, both at the beginning of a row and after others: its positions are its own.
     """
     lengths = [length for length in PROBE_LENGTHS if length <= model.shape.n_ctx]
     ids = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
     ids = ids[-min(len(ids), model.shape.n_ctx) :]
-    tokens = torch.randint(0, model.shape.d_vocab, ids.shape, generator=torch.Generator().manual_seed(0))
-    device = model.model.device
-    tokens, ids = (torch.stack([t, t.flip(0)]).to(device) for t in (tokens, ids))
+    tokens, others = torch.randint(0, model.shape.d_vocab, (2, len(ids)), generator=torch.Generator().manual_seed(0))
+    tokens, others, ids = (torch.stack([t, t.flip(0)]).to(model.model.device) for t in (tokens, others, ids))
     sites = [site for site in model.sites.values() if site.kind == "resid_post"]
-    packed = _run(functools.partial(_captured, model, sites, []), tokens, ids, way)
-    mixed = model.capture(tokens, sites, [])
+    forward = functools.partial(_captured, model, sites, [])
+    packed, mixed = _run(forward, tokens, ids, way), forward(tokens, None)
+    moved = {site: torch.empty_like(acts) for site, acts in mixed.items()}
     alone = {site: torch.empty_like(acts) for site, acts in mixed.items()}
+    for kept in (ids % 2 == 0, ids % 2 == 1):
+        for site, acts in _run(forward, torch.where(kept, tokens, others), ids, way).items():
+            moved[site][kept] = acts[kept]
     for row in range(len(ids)):
         for document in ids[row].unique():
             places = ids[row] == document
-            for site, acts in model.capture(tokens[row : row + 1, places], sites, []).items():
+            for site, acts in forward(tokens[row : row + 1, places], None).items():
                 alone[site][row, places] = acts[0]
     eps = torch.finfo(model.model.dtype).eps
-    return max(
-        _relative(packed[site], alone[site]) / max(ROUNDING * eps, SIGNIFICANT * _relative(mixed[site], alone[site])) for site in sites
-    )
+    distances: list[float] = []
+    for site in sites:
+        context = _relative(mixed[site], alone[site])  # what the other documents do to the activations when nothing is done about it
+        distances.append(_relative(moved[site], packed[site]) / max(LEAK * context, LEAK_ROUNDING * eps))
+        distances.append(_relative(packed[site], alone[site]) / max(ALONE * context, ALONE_ROUNDING * eps))
+    return max(distances)
 
 
 def _relative(acts: Tensor, expected: Tensor) -> float:

@@ -63,10 +63,10 @@ def anatomy(model: PreTrainedModel) -> Anatomy:
     if any(type(module).__module__.startswith("transformer_lens.") for module in model.modules()):
         raise ConfigError("model is already wrapped by TransformerLens, which changes a model in place; load a fresh copy")
     architecture = type(model).__name__
-    skeleton = _skeleton(model)
-    paths = {id(module): path for path, module in skeleton.named_modules()}
-    kept = list(skeleton.modules())  # so that no id is given twice
     try:
+        skeleton = _skeleton(model)
+        paths = {id(module): path for path, module in skeleton.named_modules()}
+        kept = list(skeleton.modules())  # so that no id is given twice
         bridge: Any = build_bridge_from_module(skeleton, architecture, hf_config=skeleton.config, model_name=architecture)
         points: dict[str, Any] = dict(bridge.hook_dict)
     except UNKNOWN as error:
