@@ -4,16 +4,18 @@
     batch b is positions b B .. (b + 1) B - 1 of  P(s, 0) P(s, 1) P(s, 2) ...
 
 so that every token comes exactly once per epoch, all training batches have the same size, and batch b can be named without making those
-before it. A shuffle through a buffer of a few sequences, the usual way, leaves a batch made of a few documents; `mixing` measures that.
+before it. A shuffle through a buffer of a few sequences, the usual way, leaves a batch made of a few documents, and neighbours alike:
+`mixing` and `neighbour_mixing` measure that. Indices are int32 up to 2^31 tokens: the tokens and their order take 8 bytes per token.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Int, UInt64
+from jaxtyping import Float, Int, UInt64
 from torch import Tensor
 
 from sae.errors import ConfigError
@@ -47,6 +49,13 @@ def split_by_document(document_ids: Int[Tensor, "n_tokens"], *, held_out: float,
     the same corpus keeps the split; if that would leave one side empty, the document with the lowest (highest) hash is moved there. Raises
     ConfigError when there is one document only, or `held_out` is not between 0 and 1.
     """
+    numbers = document_ids.numpy()
+    starts = np.flatnonzero(np.diff(numbers, prepend=numbers[:1] - 1))
+    return split_runs(torch.from_numpy(starts), document_ids[starts], len(numbers), held_out=held_out, seed=seed)
+
+
+def split_runs(starts: Int[Tensor, "runs"], document_ids: Int[Tensor, "runs"], n_tokens: int, *, held_out: float, seed: int) -> Split:
+    """What `split_by_document` returns, from runs of consecutive tokens of one document: where each begins (the first at 0), and which it is."""
     if not 0.0 < held_out < 1.0:
         raise ConfigError(f"held_out must be above 0 and below 1, got {held_out} (split)")
     documents, which = np.unique(document_ids.numpy(), return_inverse=True)
@@ -58,8 +67,9 @@ def split_by_document(document_ids: Int[Tensor, "n_tokens"], *, held_out: float,
         apart[hashes.argmin()] = True
     if apart.all():
         apart[hashes.argmax()] = False
-    chosen = apart[which]
-    return Split(torch.from_numpy(np.flatnonzero(~chosen)), torch.from_numpy(np.flatnonzero(chosen)))
+    chosen = np.repeat(apart[which], np.diff(starts.numpy(), append=n_tokens))
+    tokens = np.arange(n_tokens, dtype=narrowest(n_tokens))
+    return Split(torch.from_numpy(tokens[~chosen]), torch.from_numpy(tokens[chosen]))
 
 
 def shuffled(tokens: Int[np.ndarray, "n"], *, seed: int, epoch: int) -> Int[np.ndarray, "n"]:
@@ -135,3 +145,98 @@ def mixing(batch_document_ids: Int[Tensor, "batch"], document_ids: Int[Tensor, "
 def _log_choose(n: Tensor, k: int) -> Tensor:
     """log C(n, k) where n >= k; meaningless, but finite, below."""
     return torch.lgamma(n + 1.0) - math.lgamma(k + 1.0) - torch.lgamma((n - k).clamp(min=0.0) + 1.0)
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """How alike neighbouring rows are."""
+
+    value: float
+    """Mean cosine of neighbouring rows about the store's mean."""
+    standard_error: float
+    """Of the value, as an estimate for all batches of its kind."""
+    n_pairs: int
+    """Pairs of neighbours."""
+
+
+@dataclass(frozen=True)
+class NeighbourMixing:
+    """How alike neighbouring rows of batches are, beside what no shuffle can beat and what a shuffle must destroy."""
+
+    batches: Correlation
+    """In the batches."""
+    permutation: Correlation
+    """In as many batches of a fresh, uniformly random permutation of the same tokens; not 0, for some directions are common."""
+    in_order: Correlation
+    """In as many runs of consecutive tokens: what no shuffle leaves."""
+
+    @property
+    def excess(self) -> float:
+        """batches - permutation; within a few of its standard errors of 0 where the batches are mixed."""
+        return self.batches.value - self.permutation.value
+
+    @property
+    def excess_error(self) -> float:
+        """Standard error of the excess."""
+        return math.hypot(self.batches.standard_error, self.permutation.standard_error)
+
+    @property
+    def left(self) -> float:
+        """The share of the store's own order that is left in the batches, excess / (in order - permutation): 0 is mixed, 1 not shuffled."""
+        return self.excess / (self.in_order.value - self.permutation.value)
+
+    @property
+    def left_error(self) -> float:
+        """Standard error of the share, the scale (in order - permutation) taken as known."""
+        return self.excess_error / abs(self.in_order.value - self.permutation.value)
+
+
+def neighbour_correlation(batch: Float[Tensor, "n width"], mean: Float[Tensor, "width"]) -> Correlation:
+    """c = 1/(n-1) sum_i u_i . u_(i+1),  u = (a - mean) / |a - mean|,  0 where a = mean; from -1 to 1.
+
+    Of rows in random order, c is |E u|^2 on average and pairs that share no row are independent, so with autocovariances g of u_i . u_(i+1)
+    its standard error is sqrt((g_0 + 2 g_1) / (n - 1)); of other rows the error is a lower bound. Raises ConfigError below 3 rows.
+    """
+    if len(batch) < 3:
+        raise ConfigError(f"batch must have at least 3 rows, got {len(batch)} (neighbour_correlation)")
+    directions = torch.nn.functional.normalize(batch.float() - mean.float(), dim=1)
+    cosines = (directions[:-1] * directions[1:]).sum(dim=1).double()
+    about = cosines - cosines.mean()
+    variance = float(about.square().mean() + 2 * (about[:-1] * about[1:]).sum() / len(about))
+    return Correlation(float(cosines.mean()), math.sqrt(max(variance, 0.0) / len(cosines)), len(cosines))
+
+
+def neighbour_mixing(
+    read: Callable[[Int[Tensor, "n"]], Float[Tensor, "n width"]],
+    batches: Iterable[Int[Tensor, "n"]],
+    tokens: Int[Tensor, "n_tokens"],
+    *,
+    mean: Float[Tensor, "width"],
+    seed: int,
+) -> NeighbourMixing:
+    """The neighbours of `batches` of `tokens`, whose activations `read` gives, and those of a random permutation and of runs in order.
+
+    Each batch counts once; standard errors are those of the mean over batches, from their spread. `seed` draws the permutation and where the
+    runs begin. Raises ConfigError for fewer than 2 batches, and for a batch of fewer than 3 rows or of more than there are tokens.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    found: tuple[list[Correlation], ...] = ([], [], [])
+    left = torch.empty(0, dtype=torch.int64)
+    for batch in batches:
+        n = len(batch)
+        if n > len(tokens):
+            raise ConfigError(f"a batch must have at most as many rows as there are tokens, {len(tokens)}, got {n} (neighbour_mixing)")
+        if len(left) < n:
+            left = torch.randperm(len(tokens), generator=generator)
+        start = int(torch.randint(len(tokens) - n + 1, (), generator=generator))
+        for kind, index in zip(found, (batch, tokens[left[:n]], tokens[start : start + n]), strict=True):
+            kind.append(neighbour_correlation(read(index), mean))
+        left = left[n:]
+    if len(found[0]) < 2:
+        raise ConfigError(f"batches must be at least 2, got {len(found[0])} (neighbour_mixing)")
+    return NeighbourMixing(*(_pooled(kind) for kind in found))
+
+
+def _pooled(parts: Sequence[Correlation]) -> Correlation:
+    values = torch.tensor([part.value for part in parts], dtype=torch.float64)
+    return Correlation(float(values.mean()), float(values.std() / math.sqrt(len(parts))), sum(part.n_pairs for part in parts))

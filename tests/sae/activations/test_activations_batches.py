@@ -1,12 +1,22 @@
 """Batches: every usable token once per epoch, documents on one side only, the same batches whenever they are asked for."""
 
-from itertools import islice
+from itertools import islice, pairwise
 
 import numpy as np
 import pytest
 import torch
 
-from sae.activations.batches import document_hashes, mixing, shuffled, shuffled_indices, split_by_document
+from sae.activations.batches import (
+    document_hashes,
+    mixing,
+    narrowest,
+    neighbour_correlation,
+    neighbour_mixing,
+    shuffled,
+    shuffled_indices,
+    split_by_document,
+    split_runs,
+)
 from sae.activations.scaling import fit_scaling
 from sae.dictionaries.scaling import Scaling
 from sae.errors import ConfigError
@@ -99,7 +109,7 @@ def test_split_separates_documents_and_together_the_sides_are_everything(store):
     for seed in range(5):
         train, held_out = store.split(held_out=0.3, seed=seed)
         assert not set(document_ids[train].tolist()) & set(document_ids[held_out].tolist())
-        assert torch.equal(torch.cat([train, held_out]).sort().values, torch.arange(store.n_tokens))
+        assert torch.equal(torch.cat([train, held_out]).long().sort().values, torch.arange(store.n_tokens))
         assert torch.equal(train, train.sort().values)
 
 
@@ -149,7 +159,7 @@ def test_the_fitted_scaling_is_that_of_the_masked_activations(store):
     for site, width in ((RESID, 8), (MLP, 24)):
         acts = store.gather(site, store.mask(site).nonzero().squeeze(1)).float()
         scaling, direct = fit_scaling(store, site), Scaling.fitted(acts)
-        assert scaling.scale == pytest.approx(direct.scale, rel=1e-9)
+        assert scaling.scale == pytest.approx(direct.scale, rel=1e-7)
         torch.testing.assert_close(scaling.mean, direct.mean)
         x = scaling.apply(acts)
         assert float(x.norm(dim=1).mean()) == pytest.approx(width**0.5, rel=1e-5)
@@ -179,3 +189,140 @@ def test_one_document_cannot_be_split_and_no_usable_token_cannot_be_batched():
         shuffled_indices(torch.empty(0, dtype=torch.int64), batch_size=1, seed=0, epochs=None)
     with pytest.raises(ConfigError, match=r"batch_document_ids must have 1..3 entries, got 0"):
         mixing(torch.empty(0, dtype=torch.int32), torch.tensor([1, 2, 3]))
+
+
+def stream_of_int64(tokens, *, batch_size, seed, epochs, skip=0):
+    """The stream as it was first defined: an int64 permutation of places per epoch."""
+    n = len(tokens)
+    orders = [np.random.default_rng([seed, epoch]).permutation(n) for epoch in range(epochs)]
+    whole = tokens[torch.from_numpy(np.concatenate(orders))]
+    return list(whole.split(batch_size))[skip:]
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 1000, 70_001])
+def test_batches_are_those_that_earlier_versions_gave_for_the_seed(n):
+    generator = torch.Generator().manual_seed(n)
+    tokens = torch.randperm(5 * n, generator=generator)[:n].sort().values
+    for seed, epochs, batch_size, skip in ((0, 1, n, 0), (5, 3, max(1, n // 3), 2), (2**40, 2, 17, 1)):
+        expected = stream_of_int64(tokens, batch_size=batch_size, seed=seed, epochs=epochs, skip=skip)
+        for given in (tokens, tokens.int()):
+            found = list(shuffled_indices(given, batch_size=batch_size, seed=seed, epochs=epochs, skip=skip))
+            assert len(found) == len(expected)
+            for batch, wanted in zip(found, expected, strict=True):
+                assert batch.dtype == torch.int64
+                assert torch.equal(batch, wanted)
+
+
+def test_an_order_takes_four_bytes_per_token_and_its_tokens_stay():
+    tokens = np.arange(1000, dtype=narrowest(1000))
+    assert shuffled(tokens, seed=0, epoch=1).itemsize == 4
+    assert tokens.tolist() == list(range(1000))
+    assert [narrowest(n) for n in (1, 2**31, 2**31 + 1)] == [np.int32, np.int32, np.int64]
+    stream = shuffled_indices(torch.tensor([2**31 - 1, 2**31, 2**40]), batch_size=3, seed=0, epochs=1)
+    assert sorted(next(stream).tolist()) == [2**31 - 1, 2**31, 2**40]
+
+
+def test_runs_split_like_their_tokens():
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        lengths = torch.randint(1, 9, (40,), generator=generator)
+        ids = torch.randint(0, 12, (40,), generator=generator).int()  # documents come again, and in runs that touch
+        starts = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)[:-1]])
+        of_tokens = ids.repeat_interleave(lengths)
+        for held_out in (0.1, 0.5):
+            whole, runs = (
+                split_by_document(of_tokens, held_out=held_out, seed=3),
+                split_runs(starts, ids, len(of_tokens), held_out=held_out, seed=3),
+            )
+            assert torch.equal(whole.train, runs.train) and torch.equal(whole.held_out, runs.held_out)
+            assert whole.train.dtype == torch.int32
+
+
+def drifting(n, width, step, seed=0):
+    """Rows of unit variance about a mean of 2, each (1 - step) of the row before and fresh noise: neighbours correlate by 1 - step."""
+    generator = torch.Generator().manual_seed(seed)
+    noise, keep = torch.randn(n, width, generator=generator), 1 - step
+    rows = [noise[0]]
+    for fresh in noise[1:]:
+        rows.append(keep * rows[-1] + (1 - keep**2) ** 0.5 * fresh)
+    return torch.stack(rows) + 2.0
+
+
+@pytest.mark.parametrize("step", [0.05, 0.5, 1.0])
+def test_neighbour_correlation_is_that_of_a_planted_process(step):
+    rows = drifting(4000, 64, step)
+    found = neighbour_correlation(rows, torch.full((64,), 2.0))
+    assert found.value == pytest.approx(1 - step, abs=0.02)
+    assert found.n_pairs == 3999
+
+
+def test_neighbour_correlation_is_the_mean_cosine_pair_by_pair_and_has_its_symmetries():
+    rows, mean = drifting(50, 7, 0.4, seed=1), torch.randn(7, generator=torch.Generator().manual_seed(2))
+    rows[13] = mean
+    centred = (rows - mean).double().numpy()
+    cosines = []
+    for a, b in pairwise(centred):
+        sizes = np.linalg.norm(a) * np.linalg.norm(b)
+        cosines.append(a @ b / sizes if sizes else 0.0)
+    found = neighbour_correlation(rows, mean)
+    assert found.value == pytest.approx(np.mean(cosines), abs=1e-6)
+    turn = torch.linalg.qr(torch.randn(7, 7, generator=torch.Generator().manual_seed(3)))[0]
+    sizes = torch.rand(50, 1, generator=torch.Generator().manual_seed(4)) + 0.1
+    for same in (
+        neighbour_correlation(rows.flip(0), mean),
+        neighbour_correlation(rows @ turn, mean @ turn),
+        neighbour_correlation((rows - mean) * sizes + mean, mean),
+        neighbour_correlation(7 * rows, 7 * mean),
+    ):
+        assert same.value == pytest.approx(found.value, abs=1e-5)
+    assert neighbour_correlation(mean.expand(5, 7), mean).value == 0.0
+    assert neighbour_correlation(torch.ones(5, 7) + mean, mean).value == pytest.approx(1.0)
+
+
+def test_the_standard_error_of_a_random_order_is_the_spread_over_many():
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(400, 20, generator=generator)
+    rows[:, :2] += 3.0  # a direction that is common: pairs that share a row are then not independent
+    mean = torch.zeros(20)
+    found = [neighbour_correlation(rows[torch.randint(400, (300,), generator=generator)], mean) for _ in range(600)]
+    values = torch.tensor([each.value for each in found], dtype=torch.float64)
+    errors = torch.tensor([each.standard_error for each in found], dtype=torch.float64)
+    assert float(errors.mean()) == pytest.approx(float(values.std()), rel=0.12)
+    directions = torch.nn.functional.normalize(rows, dim=1)
+    assert float(values.mean()) == pytest.approx(float(directions.mean(0).square().sum()), abs=4 * float(values.std()) / 600**0.5)
+
+
+def test_a_permutation_leaves_nothing_of_the_order_and_a_buffer_of_some_rows_does():
+    rows = drifting(20_000, 32, 0.02)
+    tokens, mean = torch.arange(20_000), rows.mean(0)
+    whole = shuffled_indices(tokens, batch_size=500, seed=0, epochs=1)
+    mixed = neighbour_mixing(lambda index: rows[index], whole, tokens, mean=mean, seed=0)
+    assert mixed.in_order.value == pytest.approx(0.98, abs=0.01)
+    assert abs(mixed.excess) < 4 * mixed.excess_error
+    assert abs(mixed.left) < 0.05
+    assert mixed.left_error < 0.02
+    assert mixed.batches.n_pairs == 40 * 499
+    generator = torch.Generator().manual_seed(1)
+    buffered = [part[torch.randperm(500, generator=generator)] for part in tokens.split(500)]
+    poor = neighbour_mixing(lambda index: rows[index], buffered, tokens, mean=mean, seed=0)
+    assert poor.left > 0.05 + 3 * poor.left_error
+    as_stored = neighbour_mixing(lambda index: rows[index], list(tokens.split(500)), tokens, mean=mean, seed=0)
+    assert as_stored.left == pytest.approx(1.0, abs=0.02)
+
+
+def test_batches_of_a_store_have_the_neighbours_of_a_random_permutation(store):
+    tokens = store.usable_tokens(RESID)
+    batches = store.batch_indices(RESID, batch_size=400, seed=0, n_batches=40)
+    read = lambda index: store.gather(RESID, index).float()  # noqa: E731
+    found = neighbour_mixing(read, batches, tokens, mean=store.statistics(RESID).mean.float(), seed=1)
+    assert abs(found.excess) < 4 * found.excess_error
+
+
+def test_neighbours_of_too_little_are_refused():
+    with pytest.raises(ConfigError, match=r"batch must have at least 3 rows, got 2 \(neighbour_correlation\)"):
+        neighbour_correlation(torch.ones(2, 3), torch.zeros(3))
+    rows, tokens = torch.randn(10, 3), torch.arange(10)
+    with pytest.raises(ConfigError, match=r"batches must be at least 2, got 1"):
+        neighbour_mixing(lambda index: rows[index], [tokens], tokens, mean=torch.zeros(3), seed=0)
+    with pytest.raises(ConfigError, match=r"at most as many rows as there are tokens, 10, got 20"):
+        neighbour_mixing(lambda index: rows[index], [tokens.repeat(2)], tokens, mean=torch.zeros(3), seed=0)
