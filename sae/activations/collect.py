@@ -15,13 +15,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
 from sae.activations.claims import TOKENS, Claims
 from sae.activations.completion import already_complete, complete
-from sae.activations.corpus import Corpus, Document
+from sae.activations.corpus import Corpus
 from sae.activations.filling import fill
 from sae.activations.manifest import (
     UNFINISHED,
@@ -45,15 +45,13 @@ from sae.activations.shards import (
     token_dtype,
     write_tokens,
 )
+from sae.activations.tokenisation import token_lists
 from sae.errors import ConfigError, FormatError
 from sae.models.language_model import LanguageModel
 from sae.models.tokens import TokenRow, pack
 from sae.storage import lock, map_tensors
 
 __all__ = ["CaptureConfig", "CaptureProgress", "collect", "extend"]
-
-CHARACTERS_PER_TOKENIZATION = 50_000  # enough for the tokenizer to be efficient, little to have done in vain
-T = TypeVar("T")
 
 
 def collect(model: LanguageModel, corpus: Corpus, path: str | Path, config: CaptureConfig) -> Iterator[CaptureProgress]:
@@ -160,27 +158,9 @@ def _has_tokens(path: Path, manifest: Manifest, index: int) -> bool:
 
 def rows_of(model: LanguageModel, corpus: Corpus, config: CaptureConfig) -> Iterator[TokenRow]:
     """Every row of the packed corpus, in order, up to `config.n_rows`; a few documents are in memory at a time."""
-
-    def documents() -> Iterator[tuple[int, Sequence[int]]]:
-        for chunk in _texts_of_length(corpus.documents(), CHARACTERS_PER_TOKENIZATION):
-            token_lists = model.tokenize([document.text for document in chunk])
-            yield from zip((document.id for document in chunk), token_lists, strict=True)
-
+    documents = token_lists(corpus.documents(), model.tokenize)
     separator_id = model.separator_id if config.separator else None
-    return itertools.islice(pack(documents(), context=config.context, separator_id=separator_id, bos_id=config.bos_id), config.n_rows)
-
-
-def _texts_of_length(documents: Iterable[Document], n_characters: int) -> Iterator[list[Document]]:
-    """Consecutive documents, in lists that end with the document that brings them to `n_characters`."""
-    chunk, length = [], 0
-    for document in documents:
-        chunk.append(document)
-        length += len(document.text)
-        if length >= n_characters:
-            yield chunk
-            chunk, length = [], 0
-    if chunk:
-        yield chunk
+    return itertools.islice(pack(documents, context=config.context, separator_id=separator_id, bos_id=config.bos_id), config.n_rows)
 
 
 def tokens_to_disk(rows: Iterator[TokenRow], path: Path, wanted: Manifest) -> Iterator[CaptureProgress]:

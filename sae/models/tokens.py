@@ -26,11 +26,11 @@ class TokenRow(NamedTuple):
 def pack(
     documents: Iterable[tuple[int, Sequence[int]]], *, context: int, separator_id: int | None, bos_id: int | None
 ) -> Iterator[TokenRow]:
-    """Rows of `context` tokens from (document id, token ids) pairs, in their order.
+    """Rows of `context` tokens from (document id, token ids) pairs, in their order; consecutive pairs of one id are parts of one document.
 
     `separator_id` opens every document and `bos_id` every row; None leaves either out. A document continues in the next row; documents
-    without tokens give nothing, and the last incomplete row is dropped. Holds one row beside the document being cut. Raises ConfigError when a row has
-    no room for a token of a document.
+    without tokens give nothing, and the last incomplete row is dropped. Holds one row beside the document being cut. Raises
+    ConfigError when a row has no room for a token of a document.
     """
     room = context - (bos_id is not None)
     if room < 1:
@@ -40,11 +40,13 @@ def pack(
 
 def _rows(documents: Iterable[tuple[int, Sequence[int]]], room: int, separator_id: int | None, bos_id: int | None) -> Iterator[TokenRow]:
     row = np.empty((2, room), dtype=np.int64)  # tokens over document ids
-    filled = 0
+    filled, opened = 0, None
     for document_id, token_ids in documents:
         if len(token_ids) == 0:
             continue
-        parts: list[Sequence[int]] = [token_ids] if separator_id is None else [[separator_id], token_ids]
+        opens = separator_id is not None and document_id != opened
+        parts: list[Sequence[int]] = [[separator_id], token_ids] if opens else [token_ids]
+        opened = document_id
         for part in parts:
             taken = 0
             while taken < len(part):

@@ -94,3 +94,13 @@ def test_a_context_without_room_is_refused_before_anything_is_read(context, bos_
 def test_offsets_count_from_the_document_start_within_a_row():
     ids = torch.tensor([[4, 4, 4, 5, 5, 4], [4, 6, 6, 6, 7, 7]])
     assert offsets_in_document(ids).tolist() == [[0, 1, 2, 0, 1, 0], [0, 0, 1, 2, 0, 1]]
+
+
+def test_consecutive_parts_of_one_document_are_packed_as_the_whole():
+    documents = [(4, list(range(10, 31))), (2, [7, 8]), (4, [5, 6])]
+    parts = [(4, [10, 11]), (4, []), (4, list(range(12, 31))), (2, [7]), (2, [8]), (4, [5, 6])]
+    for bos_id in (None, 99):
+        whole, cut = (list(pack(each, context=6, separator_id=0, bos_id=bos_id)) for each in (documents, parts))
+        assert [row.tokens.tolist() for row in whole] == [row.tokens.tolist() for row in cut]
+        assert [row.document_ids.tolist() for row in whole] == [row.document_ids.tolist() for row in cut]
+        assert sum(int((row.tokens == 0).sum()) for row in whole) == 3
