@@ -81,7 +81,7 @@ def find_files(source: "str | Path | Sequence[str | Path]") -> list[Path]:
             raise ConfigError(f"source must be files, a hub name, or a Dataset with one split, got a list with a {type(pattern).__name__}")
         matches = [str(pattern)] if Path(pattern).is_file() else glob.glob(str(pattern), recursive=True)
         found = sorted(Path(match) for match in matches if Path(match).is_file())
-        can_be_else = len(patterns) == 1 and (Path(pattern).is_dir() or isinstance(pattern, str))
+        can_be_else = pattern is source and (Path(pattern).is_dir() or isinstance(pattern, str))
         if not found and (not can_be_else or kind(Path(pattern)) or glob.has_magic(str(pattern))):
             raise ConfigError(f"source {str(pattern)!r} matches no file (from_dataset)")
         files += found

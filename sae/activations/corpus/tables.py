@@ -153,23 +153,23 @@ def from_dataset(
 
 def corpus_from(origin: Origin, rendering: Rendering, reading: Reading) -> Corpus:
     """The corpus of the rows of `origin`, each of which is rendered to the text of a document."""
-    source: Any = origin.source
-    if isinstance(source, (str, Path, Sequence)):
-        files = find_files(source)
-        if not files and Path(source).is_dir():
-            source = _folder(Path(source), origin.subset, origin.split)
-            files = source if isinstance(source, list) else []
-        if files:
-            corpus = _from_files(files, origin, rendering, reading)
-        elif isinstance(source, (str, Path)):
-            corpus = _from_hub(str(source), origin, rendering)
-        else:
-            corpus = _from_loaded(source, origin, rendering)
-    else:
-        corpus = _from_loaded(source, origin, rendering)
+    corpus = _all_rows(origin, rendering, reading)
     if origin.shuffle_seed is not None:
         corpus = shuffled(corpus, seed=origin.shuffle_seed)
     return corpus if origin.max_documents is None else beginning(corpus, origin.max_documents)
+
+
+def _all_rows(origin: Origin, rendering: Rendering, reading: Reading) -> Corpus:
+    source: Any = origin.source
+    if isinstance(source, (str, Path, Sequence)):
+        files = find_files(source)
+        if not files and not Path(source).is_dir():  # type: ignore[arg-type]  # a list gives files, or an error
+            return _from_hub(str(source), origin, rendering)
+        found = files or _folder(Path(source), origin.subset, origin.split)  # type: ignore[arg-type]
+        if isinstance(found, list):
+            return _from_files(found, origin, rendering, reading)
+        source = found
+    return _from_loaded(source, origin, rendering)
 
 
 def _identity(source: Any, origin: Origin, rendering: Rendering) -> dict[str, Any]:
@@ -260,7 +260,7 @@ def _folder(path: Path, subset: str | None, split: str) -> Any:
     try:
         if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
             saved = datasets.load_from_disk(str(path))
-            found: Mapping[str, Any] = saved if isinstance(saved, Mapping) else {split: saved}
+            found: Any = saved if isinstance(saved, Mapping) else {split: saved}
         else:
             found = datasets.load_dataset_builder(str(path), subset).config.data_files or {}
     except _failures() as error:
@@ -334,14 +334,14 @@ def decoded(value: str | bytes, where: str, encoding: str, encoding_errors: Enco
 
 def _failures() -> tuple[type[BaseException], ...]:
     """What `datasets` and those below it raise for data, files and connections that are not as they should be."""
-    import datasets
     import pyarrow
+    from datasets.exceptions import DatasetsError
 
     usual = (OSError, ValueError, TypeError, LookupError, RuntimeError, EOFError, ImportError, StopIteration)
-    return (*usual, zlib.error, lzma.LZMAError, pyarrow.ArrowException, datasets.exceptions.DatasetsError)
+    return (*usual, zlib.error, lzma.LZMAError, pyarrow.ArrowException, DatasetsError)
 
 
-def _guarded(loaded: Iterable[Mapping[str, Any]], name: str) -> Iterator[Row]:
+def _guarded(loaded: Any, name: str) -> Iterator[Row]:
     """The rows of a data set; whatever goes wrong below becomes a FormatError that says after which row, and why."""
     number = 0
     try:
