@@ -18,9 +18,9 @@ DOCUMENTS = st.lists(st.tuples(st.integers(0, 50), st.lists(st.integers(5, 99), 
 def plain(documents, context, separator_id, bos_id):
     """The stream as one list of (token, document id), then cut."""
     stream = []
-    for document_id, tokens in documents:
-        if tokens:
-            stream += [(t, document_id) for t in ([] if separator_id is None else [separator_id]) + tokens]
+    for document_id, parts in itertools.groupby((pair for pair in documents if pair[1]), key=lambda pair: pair[0]):
+        tokens = [token for _, part in parts for token in part]
+        stream += [(t, document_id) for t in ([] if separator_id is None else [separator_id]) + tokens]
     room = context - (bos_id is not None)
     rows = [stream[i : i + room] for i in range(0, len(stream) - room + 1, room)]
     return [([(bos_id, row[0][1])] if bos_id is not None else []) + row for row in rows]
@@ -40,7 +40,8 @@ def test_no_token_is_lost_but_the_last_incomplete_row(documents, context):
     packed = [t for row in rows for t in row.tokens.tolist() if t != 0]
     tokens = [t for _, document in documents for t in document]
     assert packed == tokens[: len(packed)]
-    assert len(tokens) + sum(bool(document) for _, document in documents) - len(rows) * context < context
+    n_documents = len(list(itertools.groupby(number for number, document in documents if document)))
+    assert len(tokens) + n_documents - len(rows) * context < context
 
 
 def test_a_bos_opens_each_row_and_a_separator_each_document():
@@ -100,7 +101,7 @@ def test_consecutive_parts_of_one_document_are_packed_as_the_whole():
     documents = [(4, list(range(10, 31))), (2, [7, 8]), (4, [5, 6])]
     parts = [(4, [10, 11]), (4, []), (4, list(range(12, 31))), (2, [7]), (2, [8]), (4, [5, 6])]
     for bos_id in (None, 99):
-        whole, cut = (list(pack(each, context=6, separator_id=0, bos_id=bos_id)) for each in (documents, parts))
+        whole, cut = (list(pack(each, context=7, separator_id=0, bos_id=bos_id)) for each in (documents, parts))
         assert [row.tokens.tolist() for row in whole] == [row.tokens.tolist() for row in cut]
         assert [row.document_ids.tolist() for row in whole] == [row.document_ids.tolist() for row in cut]
-        assert sum(int((row.tokens == 0).sum()) for row in whole) == 3
+        assert sum(int((row.tokens == 0).sum()) for row in whole) == (3 if bos_id is None else 2)
