@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.resources
+import io
 import json
 import lzma
 from collections.abc import Iterator
@@ -62,8 +63,8 @@ def _shipped(name: str) -> Traversable:
 
 
 def _lines(resource: Traversable) -> Iterator[str]:
-    with resource.open("rb") as compressed, lzma.open(compressed, "rt", encoding="utf-8", newline="\n") as file:
-        for line in file:
+    with resource.open("rb") as compressed, lzma.LZMAFile(compressed) as raw:
+        for line in io.TextIOWrapper(raw, encoding="utf-8", newline="\n"):
             yield line.rstrip("\n")
 
 

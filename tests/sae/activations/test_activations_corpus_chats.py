@@ -4,10 +4,12 @@ import copy
 import json
 
 import pytest
-from tiny import tiny_tokenizer
+from tiny import tiny_hf_model, tiny_tokenizer
 
 from sae.activations.corpus import from_chats, from_texts, mixture, shuffled
+from sae.activations.tokenisation import token_lists
 from sae.errors import ConfigError, FormatError
+from sae.models.language_model import LanguageModel
 
 TEMPLATE = (
     "{% for message in messages %}"
@@ -73,6 +75,17 @@ def test_the_ids_of_the_text_are_those_that_the_template_gives_directly(tmp_path
         ids = tokenizer(document.text, add_special_tokens=False)["input_ids"]
         assert ids == tokenizer.apply_chat_template(CHATS[document.id], return_dict=False)
         assert ids.count(tokenizer.bos_token_id) == len(CHATS[document.id])
+
+
+def test_a_model_tokenises_a_conversation_as_its_template_and_a_text_as_text(tmp_path, tokenizer):
+    model = LanguageModel.load(tiny_hf_model(n_layers=1), tokenizer=tokenizer)
+    chats = from_chats(jsonl(tmp_path / "a.jsonl", [{"messages": chat} for chat in CHATS]), tokenizer)
+    texts = from_texts([text for _, text in RENDERED])
+    ids = [list(ids) for _, ids in token_lists(mixture([chats, texts], seed=1).documents(), model.tokenize)]
+    expected = [tokenizer.apply_chat_template(chat, return_dict=False) for chat in CHATS if chat]
+    spelled = [tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"] for _, text in RENDERED]
+    assert sorted(ids) == sorted(expected + spelled)
+    assert expected != spelled
 
 
 def test_keys_and_roles_of_other_forms_are_renamed(tmp_path, tokenizer):
