@@ -174,11 +174,16 @@ def memory_and_disk(options: argparse.Namespace) -> Rows:
 
 def mixing(store: ActivationStore) -> Rows:
     """Correlation of neighbouring rows of batches, against a fresh permutation and the order of the tokens."""
-    from sae.activations.mixing import neighbour_correlations
-
-    found = neighbour_correlations(store, store.site_names[0], batch_size=4096, n_batches=16)
-    print(f"mixing: {found}")
-    return [{"name": "neighbour correlation over a permutation's", "value": found.ratio, "unit": "ratio"}]
+    found = store.neighbour_mixing(store.site_names[0], batch_size=4096, seed=0, n_batches=24)
+    ratio = found.batches.value / found.permutation.value
+    print("mixing: mean cosine of neighbouring rows about the mean, of batches of 4096")
+    for name, each in (("batches", found.batches), ("permutation", found.permutation), ("in order", found.in_order)):
+        print(f"  {name:<12}{each.value:9.5f} +- {each.standard_error:.5f}")
+    print(f"  batches over permutation {ratio:.3f}; of the tokens' own order {found.left:.2%} +- {found.left_error:.2%} is left")
+    return [
+        {"name": "neighbour correlation over a permutation's", "value": ratio, "unit": "ratio"},
+        {"name": "order left in batches", "value": found.left, "unit": "share"},
+    ]
 
 
 def opening(options: argparse.Namespace) -> Rows:

@@ -16,13 +16,14 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-from sae.activations.batches import Split, mixing, shuffled_indices, split_by_document
+from sae.activations.batches import NeighbourMixing, Split, mixing, neighbour_mixing, shuffled_indices, split_runs
 from sae.activations.completion import read_statistics, site_pieces
 from sae.activations.gather import Rows
 from sae.activations.manifest import DTYPES, MANIFEST, UNFINISHED, Manifest, SiteStatistics, read_manifest
 from sae.activations.prefetch import prefetched
-from sae.activations.shards import TOKENS_FILE, Runs, check_file, check_sizes, expanded, read_record, shard_folder, site_file, sound_files
+from sae.activations.shards import TOKENS_FILE, Runs, check_file, check_record, check_sizes, expanded, shard_folder, site_file, sound_files
 from sae.activations.statistics import check_finite, kept
+from sae.activations.views import TokenTable, TokenView
 from sae.errors import ConfigError, FormatError
 from sae.fingerprint import digest
 from sae.models.sites import Site
@@ -169,7 +170,12 @@ class ActivationStore:
 
         In a packed row the first tokens of a document see the end of the one before it, whichever side that is on.
         """
-        return split_by_document(self.document_ids().reshape(-1), held_out=held_out, seed=seed)
+        runs, n_tokens = [], 0
+        for stored, size in zip(self._token_files(), self._tokens_per_shard(), strict=True):
+            runs.append((stored["document_starts"].long() + n_tokens, stored["document_ids"]))
+            n_tokens += size
+        starts, ids = (torch.cat(parts) for parts in zip(*runs, strict=True))
+        return split_runs(starts, ids, n_tokens, held_out=held_out, seed=seed)
 
     def usable_tokens(
         self, site: str | Site, *, held_out: float = 0.1, split: Literal["train", "held_out"] = "train", split_seed: int = 0
@@ -231,6 +237,26 @@ class ActivationStore:
         indices = self.batch_indices(site, batch_size=batch_size, seed=seed, held_out=held_out, n_batches=n_batches)
         return sum(mixing(document_ids[batch], population) for batch in indices) / n_batches
 
+    def neighbour_mixing(
+        self, site: str | Site, *, batch_size: int, seed: int, held_out: float = 0.1, n_batches: int = 8
+    ) -> NeighbourMixing:
+        """How alike neighbouring rows of the first `n_batches` training batches are, beside a fresh permutation's and the tokens' order."""
+        return neighbour_mixing(
+            lambda tokens: self.gather(site, tokens, dtype=torch.float32),
+            self.batch_indices(site, batch_size=batch_size, seed=seed, held_out=held_out, n_batches=n_batches),
+            self.usable_tokens(site, held_out=held_out),
+            mean=self.statistics(site).mean.float(),
+            seed=seed + 1,
+        )
+
+    def token_view(self, token_index: Int[Tensor, "n"]) -> TokenView:
+        """Token ids, documents and places of the given tokens, and their neighbours: for probes and inspection."""
+        return self._token_table.at(token_index)
+
+    @cached_property
+    def _token_table(self) -> TokenTable:
+        return TokenTable.of(self)
+
     def verify(self) -> None:
         """Reads everything: sizes, checksums, headers, shapes, ids in range, and no NaN or infinite activation.
 
@@ -249,9 +275,7 @@ class ActivationStore:
         wanted = {TOKENS_FILE, *(site_file(site.name) for site in self.manifest.sites)}
         if set(shard.files) != wanted:
             raise FormatError(f"{folder} must hold {', '.join(sorted(wanted))}, the manifest names {', '.join(sorted(shard.files))}")
-        recorded = read_record(folder).files
-        if any(recorded.get(name) != file for name, file in shard.files.items()):
-            raise FormatError(f"{folder} has a record that does not say what the manifest says; `sae store repair` writes it again")
+        check_record(folder, shard)
         for name in sorted(shard.files):
             check_file(self.path, self.manifest, index, name)
         if self.has_tokens and self.manifest.model is not None:

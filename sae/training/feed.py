@@ -90,14 +90,14 @@ def held_out_batches(store: ActivationStore, config: FeedConfig, *, batch_size: 
 def _batches(store: ActivationStore, config: FeedConfig, indices: Iterator[Int[Tensor, "n"]]) -> Iterator[Batch]:
     while several := list(islice(indices, BATCHES_PER_READ)):
         sizes = [len(each) for each in several]
-        parts = [store.gather(site, torch.cat(several)).split(sizes) for site in config.sites]
+        parts = [store.gather(site, torch.cat(several), dtype=torch.float32).split(sizes) for site in config.sites]
         for batch in zip(*parts, strict=True):
-            yield _float(batch)
+            yield _batch(batch)
 
 
 def _read(store: ActivationStore, config: FeedConfig, tokens: Int[Tensor, "n"]) -> Batch:
-    return _float(tuple(store.gather(site, tokens) for site in config.sites))
+    return _batch(tuple(store.gather(site, tokens, dtype=torch.float32) for site in config.sites))
 
 
-def _float(batch: tuple[Float[Tensor, "n _"], ...]) -> Batch:
-    return batch[0].float() if len(batch) == 1 else (batch[0].float(), batch[1].float())
+def _batch(parts: tuple[Float[Tensor, "n _"], ...]) -> Batch:
+    return parts[0] if len(parts) == 1 else (parts[0], parts[1])
