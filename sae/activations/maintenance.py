@@ -16,7 +16,7 @@ from sae.activations.filling import fill
 from sae.activations.manifest import Manifest, ShardRecord, read_manifest
 from sae.activations.plan import announce
 from sae.activations.progress import CaptureProgress
-from sae.activations.shards import RECORD_FILE, TOKENS_FILE, check_file, read_record, rewrite_record, shard_folder, store_lock
+from sae.activations.shards import RECORD_FILE, TOKENS_FILE, check_file, check_record, rewrite_record, shard_folder, store_lock
 from sae.errors import ConfigError, FormatError
 from sae.models.language_model import LanguageModel
 from sae.storage import lock
@@ -46,9 +46,7 @@ def problems(path: str | Path) -> list[Problem]:
         found += [problem for name in sorted(shard.files) for problem in _problem(path, manifest, index, name)]
         folder = shard_folder(path, manifest, index)
         try:
-            recorded = read_record(folder).files
-            if any(recorded.get(name) != file for name, file in shard.files.items()):
-                raise FormatError(f"{folder / RECORD_FILE} does not say what the manifest says about this shard")
+            check_record(folder, shard)
         except FormatError as error:
             found.append(Problem(folder / RECORD_FILE, str(error), index))
     for site in manifest.sites:

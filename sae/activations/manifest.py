@@ -256,9 +256,25 @@ def read_manifest(path: Path, name: str = MANIFEST) -> Manifest:
             "or capture again"
         )
     try:
-        return from_json(Manifest, data)
+        manifest = from_json(Manifest, data)
+        if name == MANIFEST:
+            _check_complete(manifest)
     except ConfigError as error:
-        raise FormatError(f"{file} is damaged: {error}") from error
+        raise FormatError(f"{file} is damaged: {error}; put it back from a copy, or capture again into another folder") from error
+    return manifest
+
+
+def _check_complete(manifest: Manifest) -> None:
+    """Raises ConfigError when the manifest of a complete store contradicts itself."""
+    n_rows = sum(shard.n_rows for shard in manifest.shards)
+    if n_rows != manifest.n_rows:
+        raise ConfigError(f"its shards have {n_rows} rows, it says {manifest.n_rows}")
+    for site in manifest.sites:
+        if site.name not in manifest.statistics:
+            raise ConfigError(f"it has no statistics of {site.name}")
+        for index, shard in enumerate(manifest.shards):
+            if f"{site.name}.safetensors" not in shard.files:
+                raise ConfigError(f"shard {index} has no {site.name}")
 
 
 def write_manifest(path: Path, manifest: Manifest, name: str = MANIFEST) -> None:

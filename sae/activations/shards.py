@@ -88,13 +88,22 @@ def write_tokens(
     tensors: dict[str, Tensor] = {"document_starts": runs.starts, "document_ids": runs.ids}
     if tokens is not None and dtype is not None:
         tensors["tokens"] = tokens.to(TOKEN_DTYPES[dtype])
-    if (folder / RECORD_FILE).exists():
+    if _has_record(folder):
         _add_files(path, folder, {TOKENS_FILE: tensors}, {})
         return
     with atomic_folder(folder) as temporary:
         digest = write_tensors(temporary / TOKENS_FILE, tensors)
         record = FileRecord(n_bytes=(temporary / TOKENS_FILE).stat().st_size, checksum=digest)
         rewrite_record(temporary, ShardRecord(n_rows=len(document_ids), files={TOKENS_FILE: record}, errors={}))
+
+
+def _has_record(folder: Path) -> bool:
+    """Whether a shard says which of its files are whole; without that nothing in it can be relied on."""
+    try:
+        read_record(folder)
+    except FormatError:
+        return False
+    return True
 
 
 def write_sites(path: Path, folder: Path, sites: Mapping[str, SiteBuffers]) -> None:
@@ -127,7 +136,18 @@ def read_record(folder: Path) -> ShardRecord:
     try:
         return from_json(ShardRecord, read_json(folder / RECORD_FILE))
     except ConfigError as error:
-        raise FormatError(f"{folder / RECORD_FILE} is damaged: {error}") from error
+        raise FormatError(f"{folder / RECORD_FILE} is damaged: {error}; `sae store repair` writes it again") from error
+
+
+def check_record(folder: Path, shard: ShardRecord) -> None:
+    """Raises FormatError when what a shard says about itself is damaged or is not what the manifest says; it may have more files by now."""
+    own = read_record(folder)
+    files = all(own.files.get(name) == file for name, file in shard.files.items())
+    errors = all(own.errors.get(site) == error for site, error in shard.errors.items())
+    if own.n_rows != shard.n_rows or not files or not errors:
+        raise FormatError(
+            f"{folder / RECORD_FILE} does not say what the manifest says about this shard; `sae store repair` writes it again"
+        )
 
 
 def sound_files(folder: Path) -> set[str]:

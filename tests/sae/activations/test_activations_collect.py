@@ -2,10 +2,12 @@
 
 import errno
 import json
+import os
 import shutil
 
 import pytest
 import torch
+from tiny_store import MLP, RESID, changed, files
 
 from sae.activations.collect import collect
 from sae.activations.corpus import Corpus, from_texts
@@ -13,19 +15,9 @@ from sae.activations.manifest import CaptureConfig
 from sae.activations.store import ActivationStore
 from sae.errors import CacheError, ConfigError, FormatError
 
-RESID, MLP = "blocks.1.hook_resid_post", "blocks.1.mlp.hook_post"
-
-
-def files(folder):
-    return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
-
 
 def run(*arguments, **options):
     return list(collect(*arguments, **options))
-
-
-def changed(config, **options):
-    return CaptureConfig(**{**{name: getattr(config, name) for name in config.__dataclass_fields__}, **options})
 
 
 @pytest.mark.parametrize("bos_id", [None, 1])
@@ -78,14 +70,31 @@ def test_a_finished_store_is_left_alone_and_the_model_does_not_run(planted, corp
     assert files(tmp_path / "s") == before
 
 
-def test_several_processes_fill_one_store_that_equals_that_of_one(planted, corpus, tmp_path, config):
-    run(planted(), corpus, tmp_path / "one", config)
-    models = [planted() for _ in range(3)]
-    for rank in (2, 0, 1):
-        run(models[rank], corpus, tmp_path / "many", config, rank=rank, n_ranks=3)
-        assert json.loads((tmp_path / "many" / "manifest.json").read_text())["complete"] == (rank == 1)  # the last one completes it
-    assert [model.n_rows_run for model in models] == [16 + 7, 16, 16]
-    assert files(tmp_path / "many") == files(tmp_path / "one")
+def test_the_stages_follow_each_other_and_the_manifest_comes_last(planted, corpus, tmp_path, config):
+    seen = []
+    for step in collect(planted(), corpus, tmp_path / "s", config):
+        if not seen or seen[-1] != step.stage:
+            seen.append(step.stage)
+        assert 0 < step.n_tokens <= step.n_tokens_total
+        assert (tmp_path / "s" / "unfinished.json").exists()
+        assert not (tmp_path / "s" / "manifest.json").exists()
+        if step.stage != "tokens":
+            assert len(list((tmp_path / "s").glob("shards/*/tokens.safetensors"))) == 4  # all of them, before the model runs once
+    assert seen == ["tokens", "capture", "statistics"]
+    assert not (tmp_path / "s" / "unfinished.json").exists()
+    assert json.loads((tmp_path / "s" / "manifest.json").read_text())["n_rows"] == 55
+    assert sorted(f.name for f in (tmp_path / "s" / "shards").iterdir()) == ["00000", "00001", "00002", "00003-7"]
+
+
+def test_patterns_name_sites_in_the_order_of_the_patterns_and_then_of_the_model(tmp_path, corpus, planted, config):
+    patterns = ("blocks.[02].mlp.hook_post", "blocks.*.hook_resid_post", "blocks.0.mlp.*")
+    run(planted(), corpus, tmp_path / "a", changed(config, sites=patterns, n_tokens=20 * 32))
+    names = ("blocks.0.mlp.hook_post", "blocks.2.mlp.hook_post", *(f"blocks.{layer}.hook_resid_post" for layer in range(3)))
+    assert ActivationStore.open(tmp_path / "a").site_names == names
+    run(planted(), corpus, tmp_path / "b", changed(config, sites=names, n_tokens=20 * 32))
+    assert files(tmp_path / "a") == files(tmp_path / "b")
+    with pytest.raises(ConfigError, match=r"no site of the model matches 'blocks.\*.hook_nothing'; nearest: "):
+        collect(planted(), corpus, tmp_path / "c", changed(config, sites=("blocks.*.hook_nothing",)))
 
 
 def test_rows_per_batch_is_part_of_what_a_store_is_but_not_of_its_activations(planted, corpus, tmp_path, config):
@@ -101,7 +110,14 @@ def test_an_activation_that_is_not_finite_is_refused_with_its_place(planted, cor
     model.poison = {(37, 11): value}
     with pytest.raises(FormatError, match=r"blocks.1.hook_resid_post has NaN or infinite .* the first in row 37, position 11"):
         run(model, corpus, tmp_path / "s", config)
-    assert sorted(f.name for f in (tmp_path / "s" / "shards").iterdir()) == ["00000", "00001"]
+    there = sorted(f.parent.name for f in (tmp_path / "s" / "shards").glob("*/*post.safetensors"))
+    assert there == ["00000", "00000", "00001", "00001"]
+    assert not list((tmp_path / "s").rglob(".partial-*"))
+    again = planted()
+    run(again, corpus, tmp_path / "s", config)  # with a model that has it right
+    assert again.n_rows_run == 55 - 32
+    run(planted(), corpus, tmp_path / "fresh", config)
+    assert files(tmp_path / "s") == files(tmp_path / "fresh")
 
 
 def test_a_corpus_that_is_too_short_says_how_many_tokens_it_has_and_keeps_what_is_done(planted, corpus, tmp_path, config):
@@ -109,11 +125,14 @@ def test_a_corpus_that_is_too_short_says_how_many_tokens_it_has_and_keeps_what_i
     wanted = changed(config, n_tokens=100_000)
     with pytest.raises(ConfigError, match=rf"n_tokens must be at most {n_available}, got 100000: corpus 'letters' has no more tokens"):
         run(planted(), corpus, tmp_path / "s", wanted)
-    with pytest.raises(FormatError, match=r"is not complete: \d of 196 shards"):
+    with pytest.raises(FormatError, match=r"is not complete: not all of its tokens are written"):
         ActivationStore.open(tmp_path / "s")
+    inodes = {f: f.stat().st_ino for f in (tmp_path / "s").rglob("tokens.safetensors")}
+    assert len(inodes) == n_available // 32 // 16
     model = planted()
     run(model, corpus, tmp_path / "s", changed(wanted, if_short="accept"))
-    assert model.n_rows_run == n_available // 32 % 16
+    assert model.n_rows_run == n_available // 32
+    assert all(f.stat().st_ino == inode for f, inode in inodes.items())  # what was written is there still
     assert ActivationStore.open(tmp_path / "s").n_tokens == n_available
     run(planted(), corpus, tmp_path / "again", changed(wanted, if_short="accept"))
     assert files(tmp_path / "s") == files(tmp_path / "again")
@@ -161,10 +180,12 @@ def test_a_store_begun_with_something_else_is_refused_naming_what_differs(plante
     assert files(tmp_path / "s") == before
 
 
-def test_a_finished_store_of_another_length_is_refused(planted, corpus, tmp_path, config):
+def test_a_finished_store_is_not_shortened(planted, corpus, tmp_path, config):
     run(planted(), corpus, tmp_path / "s", config)
-    with pytest.raises(ConfigError, match=r"capture.n_tokens is 1760 in the finished store, 3200 now"):
-        collect(planted(), corpus, tmp_path / "s", changed(config, n_tokens=3200))
+    before = files(tmp_path / "s")
+    with pytest.raises(ConfigError, match=r"n_tokens is 1760 in the finished store, 1024 now, and a store is never shortened"):
+        collect(planted(), corpus, tmp_path / "s", changed(config, n_tokens=1024))
+    assert files(tmp_path / "s") == before
 
 
 def test_a_capture_that_stored_nothing_does_not_stand_in_the_way_of_another(planted, corpus, tmp_path, config):
@@ -179,8 +200,8 @@ def test_a_capture_that_stored_nothing_does_not_stand_in_the_way_of_another(plan
 
 def test_a_corpus_that_belies_its_digest_is_found_when_a_capture_continues(planted, corpus, tmp_path, config):
     progress = collect(planted(), corpus, tmp_path / "s", config)
-    for _ in range(8):
-        next(progress)
+    for _ in range(3):
+        next(progress)  # while tokens are written; later they are not asked for again
     progress.close()
     documents = list(corpus.documents())
     liar = Corpus(corpus.name, corpus.digest, corpus.licence, lambda: iter(documents[1:]))
@@ -188,49 +209,51 @@ def test_a_corpus_that_belies_its_digest_is_found_when_a_capture_continues(plant
         run(planted(), liar, tmp_path / "s", config)
 
 
-def test_a_damaged_shard_of_an_unfinished_store_is_named(planted, corpus, tmp_path, config):
+@pytest.mark.parametrize(
+    "damage", ["truncated", "missing", "tokens truncated", "tokens missing", "record damaged", "record missing", "folder missing"]
+)
+def test_a_damaged_shard_of_an_unfinished_store_is_captured_again(planted, corpus, tmp_path, config, damage):
+    run(planted(), corpus, tmp_path / "fresh", config)
     progress = collect(planted(), corpus, tmp_path / "s", config)
-    for _ in range(8):
+    for _ in range(14):
         next(progress)
     progress.close()
-    file = tmp_path / "s" / "shards" / "00000" / f"{MLP}.safetensors"
-    file.write_bytes(file.read_bytes()[:100])
-    with pytest.raises(FormatError, match=r"00000/blocks.1.mlp.hook_post.safetensors is truncated or damaged: it has 100 bytes"):
-        run(planted(), corpus, tmp_path / "s", config)
+    folder = tmp_path / "s" / "shards" / "00001"
+    file = folder / {"tokens": "tokens.safetensors", "record": "shard.json"}.get(damage.split()[0], f"{MLP}.safetensors")
+    if damage == "folder missing":
+        shutil.rmtree(folder)
+    elif damage.endswith("missing"):
+        file.unlink()
+    else:
+        file.write_bytes(file.read_bytes()[:100])
+    model = planted()
+    run(model, corpus, tmp_path / "s", config)
+    assert model.n_rows_run == 55 - (32 if damage.startswith("tokens") else 16)
+    assert files(tmp_path / "s") == files(tmp_path / "fresh")
 
 
-@pytest.mark.parametrize("failing", range(1, 40, 6))
-def test_a_full_disk_is_an_error_and_leaves_nothing_half_written(planted, corpus, tmp_path, config, monkeypatch, failing):
-    import os
+@pytest.mark.parametrize(
+    ("operation", "failing"), [("fsync", n) for n in (1, 4, 9, 15, 22, 30, 45)] + [("replace", n) for n in (1, 3, 9, 14, 22)]
+)
+def test_a_full_disk_is_an_error_and_leaves_nothing_half_written(planted, corpus, tmp_path, config, monkeypatch, operation, failing):
+    calls, real = [], getattr(os, operation)
 
-    calls, real = [], os.fsync
-
-    def full(handle):
-        calls.append(handle)
+    def full(*arguments):
+        calls.append(arguments)
         if len(calls) == failing:
             raise OSError(errno.ENOSPC, "No space left on device")
-        real(handle)
+        real(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr("os.fsync", full)
-        with pytest.raises(CacheError, match="no space left on device while writing"):
+        patch.setattr(f"os.{operation}", full)
+        with pytest.raises(
+            CacheError, match=r"no space left on device while writing .*; nothing was left half-written, free some room and run"
+        ):
             run(planted(), corpus, tmp_path / "s", config)
     assert not list((tmp_path / "s").rglob(".partial-*"))
     run(planted(), corpus, tmp_path / "s", config)
     run(planted(), corpus, tmp_path / "fresh", config)
     assert files(tmp_path / "s") == files(tmp_path / "fresh")
-
-
-def test_a_write_that_safetensors_itself_reports_is_an_error_of_the_store(planted, corpus, tmp_path, config, monkeypatch):
-    from safetensors import SafetensorError
-
-    def full(*arguments, **options):
-        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
-
-    monkeypatch.setattr("sae.activations.shards.save_tensors", full)
-    with pytest.raises(CacheError, match=r"shards/00000: .*No space left on device"):
-        run(planted(), corpus, tmp_path / "s", config)
-    assert not [f for f in (tmp_path / "s").rglob("*") if f.name != "manifest.json" and f.name != "shards"]
 
 
 def test_a_path_that_is_something_else_is_refused_untouched(planted, corpus, tmp_path, config):
@@ -246,13 +269,13 @@ def test_a_path_that_is_something_else_is_refused_untouched(planted, corpus, tmp
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"sites": ("blocks.7.hook_resid_post",)}, r"unknown site 'blocks.7.hook_resid_post'; nearest"),
+        ({"sites": ("blocks.7.hook_resid_post",)}, r"no site of the model matches 'blocks.7.hook_resid_post'; nearest"),
         ({"sites": ()}, r"sites must be a tuple of at least one site name, got \(\)"),
         ({"sites": (RESID, RESID)}, r"sites must be distinct"),
         ({"n_tokens": 0}, r"n_tokens must be at least 1, got 0"),
         ({"rows_per_batch": 0}, r"rows_per_batch must be at least 1, got 0"),
-        ({"context": 1}, r"context must be at least 2, since position 0 is never used, got 1"),
-        ({"context": 65}, r"context must be at most n_ctx=64 of planted, got 65"),
+        ({"context": 1}, r"context must be in 2..n_ctx=64 of planted, got 1 "),
+        ({"context": 65}, r"context must be in 2..n_ctx=64 of planted, got 65"),
         ({"bos_id": 300}, r"bos_id must be in 0..d_vocab-1=299, got 300"),
     ],
 )
@@ -260,11 +283,6 @@ def test_options_out_of_range_are_refused_before_anything_is_written(planted, co
     with pytest.raises(ConfigError, match=message):
         collect(planted(), corpus, tmp_path / "s", changed(config, **options))
     assert not (tmp_path / "s").exists()
-
-
-def test_a_rank_out_of_range_is_refused(planted, corpus, tmp_path, config):
-    with pytest.raises(ConfigError, match=r"rank must be in 0..n_ranks-1=1, got 2"):
-        collect(planted(), corpus, tmp_path / "s", config, rank=2, n_ranks=2)
 
 
 def test_leftovers_of_killed_runs_are_gone_from_the_finished_store(planted, corpus, tmp_path, config):
