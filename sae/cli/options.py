@@ -173,8 +173,13 @@ def command(function: Callable[..., None], found: Sequence[Flag]) -> Callable[..
 
     run.__signature__ = inspect.Signature([*own, *(flag.parameter() for flag in found)])  # type: ignore[attr-defined]
     run.__annotations__ = {}
-    run.__name__, run.__doc__ = function.__name__, function.__doc__
+    run.__name__, run.__doc__ = function.__name__, _paragraphs(inspect.getdoc(function) or "")
     return run
+
+
+def _paragraphs(text: str) -> str:
+    """The same with every paragraph on one line, for help to break anew."""
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in text.split("\n\n"))
 
 
 def put(tree: dict[str, Any], flag: Flag, value: Any, choices: Mapping[str, str]) -> None:

@@ -4,17 +4,22 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
+from sae.cli.capture import capture_command
 from sae.cli.screen import console
+from sae.cli.store import store_app
 from sae.cli.train import train_command
 from sae.errors import SaeError
 from sae.storage import Entry, ResultCache, user_cache_dir
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Interpret language models with sparse dictionaries.")
 cache_app = typer.Typer(no_args_is_help=True, help="The results on disk.")
-app.add_typer(cache_app, name="cache")
+app.command("capture")(capture_command)
+app.add_typer(store_app, name="store")
 app.command("train")(train_command)
+app.add_typer(cache_app, name="cache")
 
 CacheFolder = Annotated[Path | None, typer.Option("--cache", help="Folder of results; default: results/ in the user cache folder.")]
 
@@ -24,7 +29,8 @@ def main() -> None:
     try:
         app()
     except SaeError as error:
-        console.print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
+        text = escape(" ".join(str(error).split()))  # paths may hold brackets, and other libraries' messages line breaks
+        console.print(f"[red]error:[/red] {text}", highlight=False, soft_wrap=True)
         raise SystemExit(2) from None
 
 

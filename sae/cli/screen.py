@@ -1,9 +1,12 @@
-"""What the programs show: the console, and how a training run is followed."""
+"""What the programs show: the console, how a training run is followed, how one is stopped."""
 
 import math
-from collections.abc import Mapping
+import signal
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Protocol, runtime_checkable
 
+import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
 from rich.progress_bar import ProgressBar
@@ -70,7 +73,7 @@ class LiveDisplay:
 
     def __init__(self, n_steps: int, batch_size: int):
         self.n_steps, self.batch_size = n_steps, batch_size
-        columns: list[ProgressColumn] = [TextColumn("{task.description}"), _Bar(bar_width=14), MofNCompleteColumn(), _Numbers()]
+        columns: list[ProgressColumn] = [TextColumn("{task.description}"), NarrowingBar(bar_width=14), MofNCompleteColumn(), _Numbers()]
         self.bars = Progress(*columns, console=console, refresh_per_second=5)
         self.tasks: dict[str, TaskID] = {}
         self.bars.start()
@@ -88,7 +91,7 @@ class LiveDisplay:
         self.bars.stop()
 
 
-class _Bar(BarColumn):
+class NarrowingBar(BarColumn):
     """A bar that gives way to the numbers on a narrow screen."""
 
     def render(self, task: Task) -> ProgressBar | Text:  # type: ignore[override]
@@ -105,3 +108,13 @@ class _Numbers(ProgressColumn):
 def display(n_steps: int, batch_size: int) -> Display:
     """What suits the output."""
     return LiveDisplay(n_steps, batch_size) if console.is_terminal else LineDisplay(n_steps, batch_size)
+
+
+@contextmanager
+def stoppable(advice: str) -> Iterator[None]:
+    """Ctrl-C ends the program with a line that says how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        console.print(f"stopped; {advice}", highlight=False, soft_wrap=True, markup=False)
+        raise typer.Exit(128 + signal.SIGINT) from None
