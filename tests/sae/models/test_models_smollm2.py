@@ -84,3 +84,40 @@ def test_logit_effects_go_through_the_gain_and_the_whole_vocabulary(model, plain
     with torch.no_grad():
         expected = plain.lm_head(directions * plain.model.norm.weight)
     torch.testing.assert_close(model.logit_effects(directions), expected - expected.mean(dim=-1, keepdim=True), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_packed_documents_have_the_activations_they_have_alone(model, tokens, dtype):
+    model = model if dtype == torch.float32 else LanguageModel.load(default_model(), dtype=dtype)
+    sites = model.sites(["blocks.[05].hook_resid_post", "blocks.15.*.hook_*", "blocks.29.hook_resid_post"])
+    lengths = [20, 1, 30, len(tokens[0]) - 51]
+    document_ids = torch.repeat_interleave(torch.arange(4), torch.tensor(lengths))[None]
+    packed, mixed = model.capture(tokens, sites, document_ids=document_ids), model.capture(tokens, sites)
+    assert model._isolating.way == "positions"
+    for document in document_ids.unique():
+        places = document_ids[0] == document
+        alone = model.capture(tokens[:, places], sites)
+        for site in sites:
+            expected = alone[site][0].float()
+            error = (packed[site][0, places].float() - expected).norm(dim=-1) / expected.norm(dim=-1)
+            assert error.square().mean().sqrt() < 8 * torch.finfo(dtype).eps * (1 if dtype == torch.bfloat16 else 4), site.name
+            if document > 0:
+                leaked = (mixed[site][0, places].float() - expected).norm(dim=-1) / expected.norm(dim=-1)
+                assert leaked.square().mean().sqrt() > 0.1 or site.layer == 0
+
+
+def test_fused_and_eager_attention_differ_in_the_last_bits_only(model, plain, tokens):
+    assert model._model.model.config._attn_implementation == "sdpa"
+    assert plain.config._attn_implementation == "eager"
+    seen = {}
+    handles = [
+        layer.self_attn.o_proj.register_forward_pre_hook(lambda _m, args, i=i: seen.update({i: args[0]}))
+        for i, layer in enumerate(plain.model.layers)
+    ]
+    with torch.no_grad():
+        plain(tokens, use_cache=False)
+    for handle in handles:
+        handle.remove()
+    acts = model.capture(tokens, model.sites(["blocks.*.attn.hook_z"]))
+    for site, z in acts.items():
+        assert (z - seen[site.layer]).norm() <= 3e-5 * seen[site.layer].norm(), site.name
