@@ -107,7 +107,7 @@ class HookedModel:
         captured: dict[Site, Tensor] = {}
 
         def keep(site: Site, acts: Tensor) -> None:
-            with torch.inference_mode(False):
+            with torch.inference_mode(False), torch.no_grad():
                 captured.setdefault(site, acts.clone())
             if len(captured) == len(wanted):
                 raise _AllCapturedError
