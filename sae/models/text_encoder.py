@@ -60,6 +60,16 @@ class EncoderConfig:
             raise ConfigError(f"max_length must be at least 1, got {self.max_length} (EncoderConfig)")
 
 
+@dataclass(frozen=True)
+class EncodedTexts:
+    """Vectors of texts."""
+
+    vectors: Float[Tensor, "n width"]
+    """One per text, float32."""
+    n_cut: int
+    """How many of the texts were longer than the encoder's max_length."""
+
+
 class TextEncoder:
     """Texts to vectors. Made by `TextEncoder.load`.
 
@@ -153,15 +163,22 @@ class TextEncoder:
         What else is in the batch changes a vector by rounding only: padding is masked. The number of texts that were cut is logged.
         Raises ConfigError for a text without tokens and for one string instead of several, FormatError when a vector is not finite.
         """
+        encoded = self.encode_counted(texts, batch=batch)
+        if encoded.n_cut:
+            what = "%d of %d texts have more than max_length=%d tokens and were cut"
+            logger.warning(what, encoded.n_cut, len(texts), self.config.max_length)
+        return encoded.vectors
+
+    def encode_counted(self, texts: Sequence[str], *, batch: int = 32) -> EncodedTexts:
+        """`encode`, with the number of texts that were cut instead of a line in the log."""
         if isinstance(texts, str):
             raise ConfigError(f"texts must be a sequence of strings, got one string {texts[:40]!r} (TextEncoder.encode)")
         if batch < 1:
             raise ConfigError(f"batch must be at least 1, got {batch} (TextEncoder.encode)")
         out = torch.empty(len(texts), self.width)
         if len(texts) == 0:
-            return out
+            return EncodedTexts(out, 0)
         token_lists = self._tokenize(texts, cut=True)
-        self._report_cut(texts, token_lists)
         order = sorted(range(len(texts)), key=lambda i: len(token_lists[i]))
         for first in range(0, len(order), batch):
             rows = order[first : first + batch]
@@ -170,7 +187,8 @@ class TextEncoder:
         if not bool(finite.all()):
             bad = int((~finite).nonzero()[0, 0])
             raise FormatError(f"{self.name} gives NaN or infinite values in {self.dtype} for texts[{bad}] {texts[bad][:40]!r}; try float32")
-        return out
+        full = [text for text, ids in zip(texts, token_lists, strict=True) if len(ids) >= self.config.max_length]
+        return EncodedTexts(out, sum(length > self.config.max_length for length in self.n_tokens(full)) if full else 0)
 
     def _tokenize(self, texts: Sequence[str], *, cut: bool) -> list[list[int]]:
         limits: dict[str, Any] = {"truncation": True, "max_length": self.config.max_length} if cut else {}
@@ -181,12 +199,6 @@ class TextEncoder:
             if not ids:
                 raise ConfigError(f"every text must have a token, texts[{i}] {texts[i][:40]!r} has none; leave it out ({self.name})")
         return token_lists
-
-    def _report_cut(self, texts: Sequence[str], token_lists: Sequence[list[int]]) -> None:
-        full = [text for text, ids in zip(texts, token_lists, strict=True) if len(ids) >= self.config.max_length]
-        n_cut = sum(length > self.config.max_length for length in self.n_tokens(full)) if full else 0
-        if n_cut:
-            logger.warning("%d of %d texts have more than max_length=%d tokens and were cut", n_cut, len(texts), self.config.max_length)
 
     def _vectors(self, token_lists: Sequence[list[int]]) -> Float[Tensor, "batch width"]:
         length = max(len(ids) for ids in token_lists)

@@ -222,7 +222,7 @@ def test_an_import_that_was_stopped_is_continued_to_the_same_bytes(tmp_path):
             next(steps, None)
         steps.close()
         again = list(import_arrays({"x": acts}, path, rows_per_shard=7))
-        assert again[-1].n_tokens_run <= max(0, 40 - 7 * n_steps)
+        assert max(step.n_tokens_run for step in again) <= max(0, 40 - 7 * n_steps)
         assert files(path) == files(tmp_path / "whole")
 
 

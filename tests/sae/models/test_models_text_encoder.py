@@ -6,7 +6,8 @@ import shutil
 
 import pytest
 import torch
-from tiny import TEXT, tiny_hf_model, tiny_tokenizer
+from tiny import tiny_hf_model, tiny_tokenizer
+from tiny_encoder import tiny_bert, word_tokenizer
 
 from sae.errors import ConfigError, FormatError, SaeError
 from sae.models.assets import default_encoder
@@ -20,30 +21,6 @@ TEXTS = [
     "a dog can not fly and a bird can",
     "war",
 ]
-
-
-def word_tokenizer(folder):
-    """A lower-casing WordPiece tokenizer of whole words and letters, with [CLS] and [SEP], as BERT has."""
-    from transformers import AutoTokenizer, BertTokenizer
-
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *sorted({word.strip(".,:;()").lower() for word in TEXT.split()} - {""})]
-    letters = [mark + letter for letter in "abcdefghijklmnopqrstuvwxyz0123456789.,:;" for mark in ("", "##")]
-    (folder / "vocab.txt").write_text("\n".join(dict.fromkeys([*words, *letters])) + "\n")
-    BertTokenizer(str(folder / "vocab.txt"), model_max_length=40).save_pretrained(folder)
-    return AutoTokenizer.from_pretrained(folder)
-
-
-def tiny_bert(d_vocab, seed=0):
-    """A BERT of 3 layers and width 24 with all weights random, biases and gains included."""
-    from transformers import BertConfig, BertModel
-
-    sizes = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 48, "max_position_embeddings": 64}
-    model = BertModel(BertConfig(vocab_size=d_vocab, **sizes))
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
-    return model.eval()
 
 
 @pytest.fixture(scope="module")
