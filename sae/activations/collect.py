@@ -30,6 +30,7 @@ from sae.activations.manifest import (
     Manifest,
     ModelRecord,
     folder_name,
+    pending_manifest,
     read_manifest,
     write_manifest,
 )
@@ -143,11 +144,13 @@ def _collect(model: LanguageModel, corpus: Corpus, path: Path, wanted: Manifest)
             yield from already_complete(path)  # another process has completed it in the meantime
             return
         with claims.holding(TOKENS):
-            known = read_manifest(path, UNFINISHED) if (path / UNFINISHED).exists() else read_manifest(path)
+            known = pending_manifest(path) or read_manifest(path)
             if known.n_rows and known.capture == wanted.capture and all(_has_tokens(path, known, i) for i in range(len(known.shard_rows))):
                 wanted = replace(wanted, n_rows=known.n_rows)
             else:
                 wanted = yield from tokens_to_disk(rows_of(model, corpus, wanted.capture), path, wanted)
+                with lock(store_lock(path)):
+                    write_manifest(path, wanted, UNFINISHED)
         yield from fill(model, path, wanted, claims)
         yield from complete(path, wanted, claims)
 
@@ -183,10 +186,7 @@ def tokens_to_disk(rows: Iterator[TokenRow], path: Path, wanted: Manifest) -> It
         n_rows += len(chunk)
         yield CaptureProgress("tokens", n_rows * config.context, config.n_rows * config.context, 0)
     _check_length(wanted.corpus.name, config, n_rows)
-    wanted = replace(wanted, n_rows=n_rows)
-    with lock(store_lock(path)):
-        write_manifest(path, wanted, UNFINISHED)
-    return wanted
+    return replace(wanted, n_rows=n_rows)
 
 
 def _check_tokens(folder: Path, tokens: torch.Tensor, document_ids: torch.Tensor) -> None:

@@ -3,15 +3,28 @@
 Until the manifest is replaced, by one rename, a store that is being added to stays what it was, for readers and after a crash.
 """
 
+import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Generator, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 
 from sae.activations.claims import COMPLETION, Claims
-from sae.activations.manifest import MANIFEST, UNFINISHED, FileRecord, Manifest, SiteStatistics, SiteSummary, read_manifest, write_manifest
+from sae.activations.manifest import (
+    MANIFEST,
+    UNFINISHED,
+    FileRecord,
+    Manifest,
+    ShardRecord,
+    SiteStatistics,
+    SiteSummary,
+    pending_manifest,
+    read_manifest,
+    write_manifest,
+)
+from sae.activations.plan import is_announced
 from sae.activations.progress import CaptureProgress
 from sae.activations.shards import TOKENS_FILE, Runs, check_sizes, expanded, read_record, remove_shard, shard_folder, site_file, store_lock
 from sae.activations.statistics import Moments, Piece, eligible_positions, measure, symmetric, upper_triangle
@@ -24,32 +37,64 @@ from sae.storage.atomic import TEMPORARY_PREFIX
 def complete(path: Path, wanted: Manifest, claims: Claims) -> Iterator[CaptureProgress]:
     """Measure what is not measured yet and write the manifest; another process that completes the store is waited for."""
     with claims.holding(COMPLETION):
-        folders = [shard_folder(path, wanted, index) for index in range(len(wanted.shard_rows))]
-        records = tuple(read_record(folder) for folder in folders)
-        for folder, record in zip(folders, records, strict=True):
-            check_sizes(folder, record)
-        finished = replace(wanted, shards=records)
-        before = read_manifest(path) if (path / MANIFEST).exists() else None
-        statistics: dict[str, SiteSummary] = {}
-        for number, site in enumerate(wanted.sites):
-            if before is not None and _same_files(before, finished, site) and _is_sound(path, before, site):
-                statistics[site.name] = before.statistics[site.name]
-            else:
-                statistics[site.name] = yield from _measured(path, finished, site, number)
+        if (path / MANIFEST).exists() and not is_announced(path, wanted):
+            return  # it has been completed in the meantime, and somebody may want more of it by now
+        finished = yield from _with_statistics(path, wanted, ())
         with lock(store_lock(path)):
-            write_manifest(path, replace(finished, statistics=statistics))
+            write_manifest(path, finished)
             sweep_up(path)
+
+
+def restore(path: Path, stored: Manifest, claims: Claims, sites: Collection[str]) -> Iterator[CaptureProgress]:
+    """Write the manifest of a store whose damaged files were made again; what was measured of `sites` is measured once more.
+
+    What others have begun to add to the store is left for them to finish.
+    """
+    with claims.holding(COMPLETION):
+        restored = yield from _with_statistics(path, replace(stored, statistics={}), sites)
+        with lock(store_lock(path)):
+            write_manifest(path, restored)
+            if pending_manifest(path) is None:
+                sweep_up(path)
+
+
+def _with_statistics(path: Path, wanted: Manifest, again: Collection[str]) -> Generator[CaptureProgress, None, Manifest]:
+    """The manifest with the records of all shards and what is measured; only sites in `again`, or with other files, are measured."""
+    names = {TOKENS_FILE, *(site_file(site.name) for site in wanted.sites)}
+    records = tuple(_own(path, wanted, index, names) for index in range(len(wanted.shard_rows)))
+    finished = replace(wanted, shards=records)
+    before = read_manifest(path) if (path / MANIFEST).exists() else None
+    statistics: dict[str, SiteSummary] = {}
+    for number, site in enumerate(wanted.sites):
+        if site.name not in again and before is not None and _same_files(before, finished, site) and _is_sound(path, before, site):
+            statistics[site.name] = before.statistics[site.name]
+        else:
+            statistics[site.name] = yield from _measured(path, finished, site, number)
+    return replace(finished, statistics=statistics)
+
+
+def _own(path: Path, wanted: Manifest, index: int, names: set[str]) -> ShardRecord:
+    """The record of a shard, with the files that are wanted of it. Raises FormatError when one is missing or has another size."""
+    folder = shard_folder(path, wanted, index)
+    record = read_record(folder)
+    sites = {site.name for site in wanted.sites}
+    own = replace(
+        record,
+        files={name: file for name, file in record.files.items() if name in names},
+        errors={site: error for site, error in record.errors.items() if site in sites},
+    )
+    check_sizes(folder, own)
+    return own
 
 
 def already_complete(path: Path) -> Iterator[CaptureProgress]:
     """The progress of what has nothing left to do. What a killed run left behind is removed, unless somebody is at work on the store."""
     stored = read_manifest(path)
-    if (path / UNFINISHED).exists():
-        with Claims(path) as claims, claims.at_work(lambda alone: alone) as alone:
-            left = read_manifest(path, UNFINISHED)
-            if alone and left.capture == stored.capture and left.sites == stored.sites:
-                with lock(store_lock(path)):
-                    sweep_up(path)
+    if pending_manifest(path) is not None:
+        with Claims(path) as claims, claims.at_work(lambda alone: alone) as alone, lock(store_lock(path)):
+            left = pending_manifest(path)
+            if alone and left is not None and left.capture == stored.capture and left.sites == stored.sites:
+                sweep_up(path)
     n_tokens = stored.n_rows * stored.capture.context
     yield CaptureProgress("capture", n_tokens, n_tokens, 0)
 
@@ -128,6 +173,11 @@ def _measured(path: Path, manifest: Manifest, site: Site, number: int) -> Iterat
 
 def _summary(path: Path, manifest: Manifest, site: Site, found: Moments) -> SiteSummary:
     variance = float(found.covariance.diagonal().sum())
+    if not (math.isfinite(variance) and math.isfinite(found.mean_norm)):
+        raise FormatError(
+            f"{path} has numbers at {site.name} that are not finite, which were when they were written: a file is damaged; "
+            "`sae store repair` captures it again"
+        )
     lost = [shard.errors[site.name] for shard in manifest.shards]
     squared = sum(error.squared for error in lost) / max(1, sum(error.n for error in lost))
     arrays = {"mean": found.mean, "covariance": upper_triangle(found.covariance)}

@@ -244,7 +244,10 @@ def folder_name(index: int, n_rows: int, rows_per_shard: int) -> str:
 def read_manifest(path: Path, name: str = MANIFEST) -> Manifest:
     """The manifest of the store at `path`. Raises FormatError naming the file when it is missing, damaged, or of another schema."""
     file = path / name
-    data = read_json(file)
+    try:
+        data = read_json(file)
+    except FormatError as error:
+        raise FormatError(f"{error}; {_advice(path, name)}") from error
     schema = data.get("schema") if isinstance(data, dict) else None
     if isinstance(schema, int) and schema > SCHEMA:
         raise FormatError(
@@ -260,8 +263,31 @@ def read_manifest(path: Path, name: str = MANIFEST) -> Manifest:
         if name == MANIFEST:
             _check_complete(manifest)
     except ConfigError as error:
-        raise FormatError(f"{file} is damaged: {error}; put it back from a copy, or capture again into another folder") from error
+        raise FormatError(f"{file} is damaged: {error}; {_advice(path, name)}") from error
     return manifest
+
+
+def _advice(path: Path, name: str) -> str:
+    """What to do about a manifest that cannot be read."""
+    if not (path / name).exists():
+        return (
+            "run the capture again to finish it"
+            if (path / UNFINISHED).exists()
+            else f"{path} is no activation store: name the folder of one"
+        )
+    if name == MANIFEST:
+        return "put it back from a copy, or capture again into another folder"
+    return "remove this file, the store is complete without it" if (path / MANIFEST).exists() else "remove the folder and capture again"
+
+
+def pending_manifest(path: Path) -> Manifest | None:
+    """What the store at `path` is being made into, or None; another process may finish it at any moment. Raises FormatError if damaged."""
+    try:
+        return read_manifest(path, UNFINISHED)
+    except FormatError:
+        if (path / UNFINISHED).exists():
+            raise
+        return None
 
 
 def _check_complete(manifest: Manifest) -> None:

@@ -3,35 +3,41 @@
 from dataclasses import replace
 from pathlib import Path
 
-from sae.activations.manifest import MANIFEST, OWN_CAPTURE_FIELDS, UNFINISHED, Manifest, differences, read_manifest, write_manifest
+from sae.activations.manifest import (
+    MANIFEST,
+    OWN_CAPTURE_FIELDS,
+    UNFINISHED,
+    Manifest,
+    differences,
+    pending_manifest,
+    read_manifest,
+    write_manifest,
+)
 from sae.activations.shards import store_lock
 from sae.errors import ConfigError
 from sae.storage import lock
 from sae.storage.atomic import TEMPORARY_PREFIX
 
 
-def announce(path: Path, wanted: Manifest, *, alone: bool = True, dry: bool = False, again: bool = False) -> bool:
+def announce(path: Path, wanted: Manifest, *, alone: bool = True, dry: bool = False) -> bool:
     """Whether there is anything to do to make the store at `path` what is wanted; if so, and not `dry`, that is written down there.
 
-    With `again` there is always something to do, if only to make what is damaged once more. `alone` says that no other process is at work on
-    the store; while one is, only the same may be wanted. Raises ConfigError when what is there is neither nothing nor the beginning of what
-    is wanted, naming every difference.
+    `alone` says that no other process is at work on the store; while one is, only the same may be wanted. Raises ConfigError when what is
+    there is neither nothing nor the beginning of what is wanted, naming every difference.
     """
     if dry:
-        return _check(path, wanted, alone=alone) or again
+        return _check(path, wanted, alone=alone)
     with lock(store_lock(path)):
-        needed = _check(path, wanted, alone=alone) or again
-        if needed and not _announced(path, wanted):
+        needed = _check(path, wanted, alone=alone)
+        if needed and not is_announced(path, wanted):
             write_manifest(path, wanted, UNFINISHED)
         return needed
 
 
-def _announced(path: Path, wanted: Manifest) -> bool:
+def is_announced(path: Path, wanted: Manifest) -> bool:
     """Whether the same is written down already, perhaps with more that is known by now (how many rows there are)."""
-    if not (path / UNFINISHED).exists():
-        return False
-    known = read_manifest(path, UNFINISHED)
-    return not differences(known, wanted, but=()) and (known.n_rows == wanted.n_rows or wanted.n_rows == 0)
+    known = pending_manifest(path)
+    return known is not None and not differences(known, wanted, but=()) and (known.n_rows == wanted.n_rows or wanted.n_rows == 0)
 
 
 def _check(path: Path, wanted: Manifest, *, alone: bool) -> bool:
@@ -39,15 +45,15 @@ def _check(path: Path, wanted: Manifest, *, alone: bool) -> bool:
         raise ConfigError(f"path must be a folder, {path} is a file: choose another path")
     if not path.exists() or all(entry.name.startswith(TEMPORARY_PREFIX) for entry in path.iterdir()):
         return True
-    finished, unfinished = (path / MANIFEST).exists(), (path / UNFINISHED).exists()
-    if not finished and not unfinished:
+    known = pending_manifest(path)  # first: a process that completes the store writes the one before it removes the other
+    finished = (path / MANIFEST).exists()
+    if not finished and known is None:
         raise ConfigError(
             f"path must be a new folder or an activation store, {path} is neither: it has no {MANIFEST} or {UNFINISHED}; choose another path"
         )
     if finished and _is_there(path, wanted):
         return False
-    if unfinished and (finished or any(path.glob("shards/[0-9]*"))):
-        known = read_manifest(path, UNFINISHED)
+    if known is not None and (finished or any(path.glob("shards/[0-9]*"))):
         problems = differences(known, wanted, but=OWN_CAPTURE_FIELDS if alone else ())
         if problems and finished:
             raise ConfigError(
