@@ -354,14 +354,14 @@ def _guarded(loaded: Any, name: str) -> Iterator[Row]:
 
 
 def _explained(error: BaseException, what: str, advice: str, kind: Callable[[str], SaeError] = FormatError) -> SaeError:
-    """An error that says what failed, the first cause in the chain of `error`, and what to do; one of our own in that chain as it is."""
-    cause = error
-    while True:
-        if isinstance(cause, SaeError):
-            return type(cause)(str(cause))
-        below = cause.__cause__ or cause.__context__
-        if below is None:
-            break
-        cause = below
-    reason = (str(cause) or str(error)).strip().split("\n")[0][:300]
-    return kind(f"{what}: {type(cause).__name__}: {reason}; {advice}")
+    """An error that says what failed, why, and what to do; where the reason is one of our own errors, that one."""
+    from datasets.exceptions import DatasetsError
+
+    below: BaseException | None = error
+    while below is not None:
+        if isinstance(below, SaeError):
+            return type(below)(str(below))
+        below = below.__cause__ or below.__context__
+    while isinstance(error, DatasetsError) and error.__cause__ is not None:  # which only say that something went wrong
+        error = error.__cause__
+    return kind(f"{what}: {type(error).__name__}: {' '.join(str(error).split())[:300]}; {advice}")
