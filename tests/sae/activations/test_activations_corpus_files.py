@@ -131,8 +131,10 @@ def test_a_json_array_is_read_a_value_at_a_time(tmp_path, monkeypatch):
 
 def test_text_files_split_into_paragraphs_at_blank_lines(tmp_path):
     file = tmp_path / "a.txt"
-    file.write_bytes(b"\n\none\ntwo\n \n\nthree\n\n\n\nfour")
-    assert texts(from_dataset(file, sample_by="paragraph")) == ["one\ntwo", "three", "four"]
+    file.write_bytes(b"\n\none\ntwo\nthree\n \n\nfour\n\n\n\nfive")
+    assert texts(from_dataset(file, sample_by="paragraph")) == ["one\ntwo\nthree", "four", "five"]
+    with pytest.raises(ConfigError, match=r"line 3 of .*a\.txt has no column 'year'; its columns are text"):
+        texts(from_dataset(file, sample_by="paragraph", label_columns=["year"]))
 
 
 @pytest.mark.parametrize("compression", ["", ".gz"])
