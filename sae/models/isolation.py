@@ -102,8 +102,13 @@ def _run(
     """What `forward(tokens, positions)` gives, each [batch, context, ...], with the documents apart."""
     if way == "positions":
         return forward(tokens, offsets_in_document(document_ids))
-    parts: list[tuple[_Rows, dict[Key, Tensor]]] = [(rows, forward(rows.of(tokens), None)) for rows in _own_rows(document_ids)]
-    return {key: _gathered(tokens.shape, [(rows, values[key]) for rows, values in parts]) for key in parts[0][1]}
+    flat: dict[Key, Tensor] = {}
+    for rows in _own_rows(document_ids):
+        for key, values in forward(rows.of(tokens), None).items():
+            if key not in flat:
+                flat[key] = values.new_empty(tokens.numel(), values.shape[-1])
+            flat[key][rows.index[rows.real]] = values[rows.real]
+    return {key: values.unflatten(0, tokens.shape) for key, values in flat.items()}
 
 
 class _Rows(NamedTuple):
@@ -131,14 +136,6 @@ def _own_rows(document_ids: Tensor) -> Iterator[_Rows]:
         index = starts[first:last, None] + torch.minimum(steps, lengths[first:last, None] - 1)
         yield _Rows(index, steps < lengths[first:last, None])
         first = last
-
-
-def _gathered(shape: torch.Size, parts: Sequence[tuple[_Rows, Tensor]]) -> Tensor:
-    sample = parts[0][1]
-    flat = sample.new_empty(shape.numel(), sample.shape[-1])
-    for rows, values in parts:
-        flat[rows.index[rows.real]] = values[rows.real]
-    return flat.reshape(*shape, -1)
 
 
 def _distance(model: HookedModel, way: Way) -> float:
