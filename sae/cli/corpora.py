@@ -13,7 +13,8 @@ from sae.activations.corpus import Corpus, beginning, from_chats, from_dataset, 
 from sae.errors import ConfigError
 from sae.models.language_model import LanguageModel
 
-BUILT_IN = ("state_of_the_union", "docstrings")
+DOCSTRINGS = "docstrings"
+BUILT_IN = {"state_of_the_union": state_of_the_union, DOCSTRINGS: installed_docstrings}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +103,10 @@ class CorpusChoice:
         return from_chats(source, model.tokenizer, messages_column=chats.chat, **keys, **shared)
 
     def _open_built_in(self) -> Corpus:
-        corpus = state_of_the_union() if self.built_in == BUILT_IN[0] else installed_docstrings()
+        assert self.built_in
+        if self.built_in == DOCSTRINGS and self.shuffle_seed is None:
+            return installed_docstrings(max_documents=self.max_documents)  # reads no more than that
+        corpus = BUILT_IN[self.built_in]()
         if self.shuffle_seed is not None:
             corpus = shuffled(corpus, seed=self.shuffle_seed)
         return corpus if self.max_documents is None else beginning(corpus, self.max_documents)
@@ -119,3 +123,9 @@ class CorpusChoice:
         for field in fields(owner):
             if field.name not in but and getattr(owner, field.name) != field.default:
                 raise ConfigError(f"--{field.name.replace('_', '-')} {why}")
+
+
+def corpus_option(name: str) -> str:
+    """The option that names the corpus of a store again, as far as that is known."""
+    names = {"state_of_the_union": "state_of_the_union", "installed_docstrings": "docstrings"}
+    return f" --corpus {names[name]}" if name in names else f" --corpus CORPUS, where CORPUS is {name}"

@@ -1,6 +1,6 @@
 """How a capture is followed: a bar for each of its stages on a terminal, about twenty lines where the output goes elsewhere.
 
-    capture ━━━━━━━━━━ 12,345/200,000 tokens  2,345 tokens/s  0:01:20 left  28.4/460.8 MB
+    capture    ━━━━━━━━━━━━━━  12,345/200,000 tokens    2,345/s  0:01:20 left  28.4 MB of 460.8 MB
 
 Where several processes share the work, one of them is followed, and the others are taken to be as fast.
 """
@@ -15,6 +15,9 @@ from rich.text import Text
 
 from sae.activations.progress import CaptureProgress
 from sae.cli.screen import N_LINES, NarrowingBar, clock, console
+
+WIDE = 100
+"""Columns from which on a line also says how many bytes there will be."""
 
 
 @dataclass
@@ -53,12 +56,13 @@ class Pace:
         n_processes = self.n_processes if progress.stage == "capture" else 1
         seconds, worked = self.clock() - self.began, (self._worked(progress) - self.first) * n_processes
         rate = worked / seconds if seconds > 0 and worked > 0 else 0.0
-        speed = f"{rate:,.0f} tokens/s" if rate else "- tokens/s"
+        speed = f"{rate:,.0f}/s" if rate else "-/s"
         left = clock((total - done) / rate) if rate else "-"
-        line = f"{done:>{len(f'{total:,}')},}/{total:,} tokens  {speed:>16}  {left:>7} left"
+        line = f"{done:>{len(f'{total:,}')},}/{total:,} tokens  {speed:>9}  {left:>7} left"
         if progress.stage != "capture" or not self.bytes_per_token:
             return line
-        return f"{line}  {decimal(done * self.bytes_per_token)} of {decimal(total * self.bytes_per_token)}"
+        size = f"{line}  {decimal(done * self.bytes_per_token)}"
+        return size if console.width < WIDE else f"{size} of {decimal(total * self.bytes_per_token)}"
 
     def _worked(self, progress: CaptureProgress) -> int:
         return progress.n_tokens_run if progress.stage == "capture" else progress.n_tokens

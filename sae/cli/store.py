@@ -18,7 +18,7 @@ from sae.activations.manifest import MANIFEST, UNFINISHED, Manifest, read_manife
 from sae.activations.merging import merge
 from sae.activations.shards import RECORD_FILE, TOKENS_FILE
 from sae.activations.store import ActivationStore
-from sae.cli.corpora import CorpusChoice
+from sae.cli.corpora import CorpusChoice, corpus_option
 from sae.cli.following import follow
 from sae.cli.machine import ModelDtype, compute_device, load_model, set_threads
 from sae.cli.options import Flag, Source, command, flags, put
@@ -86,7 +86,7 @@ def _advice(store: Path, found: list[Problem]) -> str:
     what = f"{len(found):,} {'problem' if len(found) == 1 else 'problems'}; "
     if stored.model is None and _needs_model(found):
         return what + "the activations were imported: import them again into a new folder"
-    corpus = f" --corpus ({stored.corpus.name})" if _needs_corpus(found) else ""
+    corpus = corpus_option(stored.corpus.name) if _needs_corpus(found) else ""
     return what + f"to mend: sae store repair {store}{corpus}"
 
 

@@ -15,12 +15,13 @@ from rich.table import Table
 from sae.activations.manifest import MANIFEST, UNFINISHED, Manifest, read_manifest
 from sae.activations.shards import TOKENS_FILE, shard_folder, site_file, sound_files
 from sae.activations.store import ActivationStore
+from sae.cli.corpora import corpus_option
 from sae.cli.disk import bytes_there
 from sae.cli.screen import console
 from sae.models.sites import Site
 from sae.storage import map_tensors
 
-BATCH_SIZE, N_BATCHES = 4096, 4
+BATCH_SIZE, N_BATCHES, SMALLEST_BATCH = 4096, 4, 3
 LEGEND = (
     "usable: tokens that batches are made of; outliers: masked, as their norm |a| is above the threshold; |a - µ|: mean distance from the "
     "mean; variance: of all coordinates together; storage FVU: share of it that rounding to disk lost"
@@ -71,12 +72,17 @@ def _n_documents(store: ActivationStore) -> int:
 
 
 def _batches(store: ActivationStore) -> dict[str, Any]:
-    """How well batches of the first site are mixed."""
+    """How well batches of the first site are mixed: over documents, and how alike neighbouring rows are."""
     site = store.site_names[0]
     n_usable = store.manifest.statistics[site].n
-    batch_size = min(BATCH_SIZE, n_usable)
-    mixing = store.mixing(site, batch_size=batch_size, seed=0, held_out=0.0, n_batches=min(N_BATCHES, n_usable // batch_size))
-    return {"batch_size": batch_size, "mixing": mixing}
+    batch_size = max(1, min(BATCH_SIZE, n_usable // 2))
+    options = {"batch_size": batch_size, "seed": 0, "held_out": 0.0, "n_batches": min(N_BATCHES, n_usable // batch_size)}
+    found: dict[str, Any] = {"site": site, "batch_size": batch_size, "mixing": store.mixing(site, **options), "neighbours": None}
+    if batch_size >= SMALLEST_BATCH:
+        alike = store.neighbour_mixing(site, **options)
+        parts = {"batches": alike.batches, "permutation": alike.permutation, "in_order": alike.in_order}
+        found["neighbours"] = {name: {"value": part.value, "standard_error": part.standard_error} for name, part in parts.items()}
+    return found
 
 
 def _adding(path: Path) -> dict[str, Any] | None:
@@ -115,7 +121,7 @@ def _next(path: Path, wanted: Manifest) -> str:
             return f"sae store repair {path}"
     elif wanted.shards:
         return "run the same `sae store merge` again"
-    return f"sae capture --out {path}" + ("" if wanted.n_rows else f" --corpus ({wanted.corpus.name})")
+    return f"sae capture --out {path}" + ("" if wanted.n_rows else corpus_option(wanted.corpus.name))
 
 
 def print_summary(store: ActivationStore, *, as_json: bool = False) -> None:
@@ -150,9 +156,20 @@ def _lines(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("on disk", _disk(found)),
         ("batches", f"of {batches['batch_size']:,} hold {batches['mixing']:.3f} times the documents of a random sample"),
     ]
+    if batches["neighbours"]:
+        lines.append(("", _neighbours(batches["neighbours"])))
     if found["adding"]:
         lines.append(("adding", progress_line(found["adding"])))
     return lines
+
+
+def _neighbours(found: dict[str, Any]) -> str:
+    shown = {name: f"{part['value']:.3f}" for name, part in found.items()}
+    error = found["permutation"]["standard_error"]
+    return (
+        f"neighbouring rows: cosine {shown['batches']}, in random order {shown['permutation']} ± {error:.3f}, in the order of the store "
+        f"{shown['in_order']}"
+    )
 
 
 def _disk(found: dict[str, Any]) -> str:
