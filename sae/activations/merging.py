@@ -11,8 +11,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from sae.activations.claims import Claims
+from sae.activations.claims import TOKENS, Claims
 from sae.activations.completion import already_complete, complete
+from sae.activations.corpus import MAX_DOCUMENT_ID
 from sae.activations.manifest import CorpusRecord, Manifest, ShardRecord, differences, read_manifest
 from sae.activations.plan import announce
 from sae.activations.progress import CaptureProgress
@@ -31,7 +32,7 @@ from sae.activations.shards import (
 )
 from sae.errors import ConfigError
 from sae.fingerprint import digest
-from sae.storage import lock, map_tensors
+from sae.storage import atomic_path, lock, map_tensors
 
 MAY_DIFFER = ("n_tokens", "if_short", "rows_per_shard", "rows_per_batch")
 
@@ -83,22 +84,28 @@ def _merge(sources: list[Path], stored: list[Manifest], target: Path, wanted: Ma
         if not needed:
             yield from already_complete(target)
             return
-        for source, manifest in zip(sources, stored, strict=True):
-            next_document = first_document
-            for number, shard in enumerate(manifest.shards):
-                origin = shard_folder(source, manifest, number)
-                folder = shard_folder(target, wanted, index)
-                last = _copy(origin, shard, target, folder, wanted, first_document)
-                next_document, index, n_rows = max(next_document, last + 1), index + 1, n_rows + shard.n_rows
-                yield CaptureProgress("capture", n_rows * context, wanted.n_rows * context, 0)
-            first_document = next_document
+        with claims.holding(TOKENS):  # another process that merges the same waits, and finds all shards there
+            for source, manifest in zip(sources, stored, strict=True):
+                next_document = first_document
+                for number, shard in enumerate(manifest.shards):
+                    origin = shard_folder(source, manifest, number)
+                    folder = shard_folder(target, wanted, index)
+                    last = _copy(origin, shard, target, folder, wanted, first_document)
+                    next_document, index, n_rows = max(next_document, last + 1), index + 1, n_rows + shard.n_rows
+                    yield CaptureProgress("capture", n_rows * context, wanted.n_rows * context, 0)
+                first_document = next_document
         yield from complete(target, wanted, claims)
 
 
 def _copy(origin: Path, shard: ShardRecord, target: Path, folder: Path, wanted: Manifest, first_document: int) -> int:
     """Makes one shard of the target; returns the largest number of a document in it."""
     stored = map_tensors(origin / TOKENS_FILE)
-    runs = Runs(stored["document_starts"], stored["document_ids"] + first_document)
+    numbers = stored["document_ids"].long() + first_document
+    if int(numbers.max()) > MAX_DOCUMENT_ID:
+        raise ConfigError(
+            f"{origin} has documents up to {int(numbers.max())} when renumbered, above {MAX_DOCUMENT_ID}: merge it first (merge)"
+        )
+    runs = Runs(stored["document_starts"], numbers.int())
     names = {site_file(site.name) for site in wanted.sites}
     if not {TOKENS_FILE, *names} <= sound_files(folder):
         ids = expanded(runs, shard.n_rows * wanted.capture.context).view(shard.n_rows, -1)
@@ -119,4 +126,5 @@ def _link(origin: Path, place: Path) -> None:
     try:
         os.link(origin, place)
     except OSError:  # another file system, or one without links
-        shutil.copyfile(origin, place)
+        with atomic_path(place) as temporary:
+            shutil.copyfile(origin, temporary)

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sae.activations.claims import Claims
+from sae.activations.claims import TOKENS, Claims
 from sae.activations.completion import already_complete, complete
 from sae.activations.filling import storage_error
 from sae.activations.formats import is_exact, narrow_, widen
@@ -52,15 +52,16 @@ def _write(path: Path, wanted: Manifest, pieces: Iterable[RowPiece]) -> Iterator
         if not needed:
             yield from already_complete(path)
             return
-        for index, piece in enumerate(cut(pieces, config.rows_per_shard)):
-            first, n_rows = n_rows, n_rows + len(piece.document_ids)
-            folder = path / "shards" / folder_name(index, len(piece.document_ids), config.rows_per_shard)
-            if not {site_file(site.name) for site in wanted.sites} <= sound_files(folder):
-                sites = _narrowed(wanted, piece, first)
-                write_tokens(path, folder, piece.tokens, piece.document_ids, wanted.token_dtype)
-                write_sites(path, folder, sites)
-                n_run += piece.document_ids.numel()
-            yield CaptureProgress("capture", n_rows * config.context, max(n_rows, config.n_rows) * config.context, n_run)
+        with claims.holding(TOKENS):  # another process that writes the same waits, and finds all shards there
+            for index, piece in enumerate(cut((_checked(wanted, piece) for piece in pieces), config.rows_per_shard)):
+                first, n_rows = n_rows, n_rows + len(piece.document_ids)
+                folder = path / "shards" / folder_name(index, len(piece.document_ids), config.rows_per_shard)
+                if not {site_file(site.name) for site in wanted.sites} <= sound_files(folder):
+                    sites = _narrowed(wanted, piece, first)
+                    write_tokens(path, folder, piece.tokens, piece.document_ids, wanted.token_dtype)
+                    write_sites(path, folder, sites)
+                    n_run += piece.document_ids.numel()
+                yield CaptureProgress("capture", n_rows * config.context, max(n_rows, config.n_rows) * config.context, n_run)
         if n_rows != config.n_rows:
             raise ConfigError(f"n_tokens must be that of the pieces, {n_rows * config.context}, got {config.n_tokens} (write_store)")
         wanted = replace(wanted, n_rows=n_rows)
@@ -69,15 +70,36 @@ def _write(path: Path, wanted: Manifest, pieces: Iterable[RowPiece]) -> Iterator
         yield from complete(path, wanted, claims)
 
 
+def _checked(wanted: Manifest, piece: RowPiece) -> RowPiece:
+    """The piece. Raises ConfigError when its rows are not such as the manifest describes."""
+    context, n_rows = wanted.capture.context, len(piece.document_ids)
+    if piece.document_ids.shape[1] != context:
+        raise ConfigError(f"document_ids must be [rows, context={context}], got {list(piece.document_ids.shape)} (write_store)")
+    if (piece.tokens is None) != (wanted.token_dtype is None):
+        raise ConfigError(
+            f"tokens must be given if and only if the manifest has a token_dtype, which is {wanted.token_dtype} (write_store)"
+        )
+    if piece.tokens is not None and n_rows:
+        limit = 2**31 if wanted.model is None else wanted.model.d_vocab
+        limit = min(limit, 2**16) if wanted.token_dtype == "uint16" else limit
+        low, high = (int(bound) for bound in piece.tokens.aminmax())
+        if piece.tokens.shape != piece.document_ids.shape or low < 0 or high >= limit:
+            shape = f"{low}..{high} of shape {list(piece.tokens.shape)}"
+            raise ConfigError(f"tokens must be in 0..{limit - 1}, of shape {[n_rows, context]}, got {shape} (write_store)")
+    for site in wanted.sites:
+        acts = piece.acts.get(site.name)
+        if acts is None or acts.shape != (n_rows * context, site.width):
+            shape = None if acts is None else list(acts.shape)
+            raise ConfigError(f"acts of {site.name} must be [{n_rows * context}, {site.width}], a row per token, got {shape} (write_store)")
+    return piece
+
+
 def _narrowed(wanted: Manifest, piece: RowPiece, first_row: int) -> dict[str, SiteBuffers]:
     context, rule, dtype = wanted.capture.context, wanted.mask, DTYPES[wanted.capture.dtype]
     eligible = eligible_positions(piece.document_ids, skipped_positions=rule.skipped_positions, isolated=wanted.capture.isolated).flatten()
     found: dict[str, SiteBuffers] = {}
     for site in wanted.sites:
-        acts = piece.acts.get(site.name)
-        if acts is None or acts.shape != (len(eligible), site.width):
-            shape = None if acts is None else list(acts.shape)
-            raise ConfigError(f"acts of {site.name} must be [{len(eligible)}, {site.width}], one row per token, got {shape} (write_store)")
+        acts = piece.acts[site.name]
         stored, norms = torch.empty(acts.shape, dtype=dtype), torch.empty(len(acts))
         narrow_(acts, stored, norms, where=f"activations of {site.name}")
         check_finite(norms, site=site.name, first_token=first_row * context, context=context)
