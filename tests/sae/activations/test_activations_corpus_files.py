@@ -387,6 +387,15 @@ def test_a_shuffle_keeps_ids_is_seeded_and_holds_a_bounded_number_of_documents(m
     assert shuffled(corpus, seed=1).digest != mixed.digest
 
 
+def test_a_seed_takes_files_in_a_random_order(tmp_path, monkeypatch):
+    monkeypatch.setattr("sae.activations.corpus.documents.SHUFFLED_DOCUMENTS", 1)
+    for i in range(30):
+        (tmp_path / f"{i:02}.txt").write_text(f"{i:02}")
+    found = texts(from_dataset(str(tmp_path / "*.txt"), shuffle_seed=3))
+    assert sorted(found) == [f"{i:02}" for i in range(30)]
+    assert sum(int(text) for text in found[:15]) > 15 * 9  # in the order of their names, the first half has a mean of 7
+
+
 def test_a_seed_shuffles_files_and_documents_and_a_maximum_takes_the_first_of_them(tmp_path):
     for i in range(8):
         (tmp_path / f"{i}.txt").write_text("\n".join(f"{i}{j}" for j in range(9)))
