@@ -5,10 +5,10 @@
 The first position of a window and some separators carry norms a hundred times the median (Sun et al., "Massive activations in large language
 models", arXiv 2402.17762), so that any mean that includes them is meaningless: the median and threshold come first, the sums after them.
 
-Activations are read twice, piece after piece, and memory does not grow with their number. Sums run in float64 over blocks of float32 products
-of activations less a fixed shift (the mean of the first block), so that nothing is lost where the mean is large beside the deviations
-(Chan, Golub, LeVeque, "Algorithms for computing the sample variance", 1983). Tiles of the product are computed by one thread each: the bits
-do not depend on the number of threads.
+Activations are read twice, piece after piece, and memory does not grow with their number. The mean is summed in float64. Products are those of
+activations less a fixed shift near the mean of the first block, so that nothing is lost where the mean is large beside the deviations (Chan,
+Golub, LeVeque, "Algorithms for computing the sample variance", 1983): in float32 within a block, in float64 over blocks; see
+`sae.dictionaries.kernels.cpu.second_moments` for bfloat16. Parts are computed by one thread each: the bits do not depend on their number.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -21,14 +21,17 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from sae.activations.formats import widen
-from sae.dictionaries.kernels.cpu import team
+from sae.dictionaries.kernels.cpu import second_moments, team
+from sae.dictionaries.kernels.cpu.memory import recycled
 from sae.errors import FormatError
 from sae.models.tokens import offsets_in_document
 
 BLOCK_ROWS = 4096
 """Rows summed in float32 before they are added in float64."""
 PART_ROWS = 512
-"""Rows that one thread adds up at a time."""
+"""Rows, or pairs of rows, that one thread adds up at a time."""
+FAR = 4.0
+"""A column of bfloat16 is shifted where its mean is more than so many times its spread from 0."""
 TILE = 144
 """Columns of the covariance that one thread computes at a time."""
 
@@ -87,15 +90,14 @@ def measure(pieces: Callable[[], Iterable[Piece]], *, width: int, norm_ratio: fl
         keep = kept(piece, threshold)
         n_outliers += int(piece.eligible.sum() - keep.sum())
         norm_sum += _sum(piece.norms[keep])
-        for block, left_out in _blocks(piece, keep):
-            sums.add_(block, left_out)
+        for block, rows in _blocks(piece, keep):
+            sums.add_(block, rows)
         yield len(keep)
     mean, covariance, n = sums.mean, sums.covariance, max(sums.n, 1)
-    centred, mean32 = 0.0, mean.float()
+    centred = 0.0
     for piece in pieces():
-        for block, left_out in _blocks(piece, kept(piece, threshold)):
-            lengths = torch.linalg.vector_norm(block.sub_(mean32), dim=1)
-            centred += _sum(lengths.index_fill_(0, left_out, 0.0))
+        for block, rows in _blocks(piece, kept(piece, threshold)):
+            centred += sums.centred_lengths(block, rows)
         yield len(piece.norms)
     return Moments(sums.n, n_outliers, mean, covariance, norm_sum / n, centred / n, median, threshold)
 
@@ -105,12 +107,21 @@ def kept(piece: Piece, threshold: float) -> Bool[Tensor, "n"]:
     return piece.eligible & (piece.norms.double() <= threshold)
 
 
-def _blocks(piece: Piece, keep: Bool[Tensor, "n"]) -> Iterator[tuple[Float[Tensor, "rows width"], Int[Tensor, "left_out"]]]:
-    """Consecutive rows in float32, in memory of their own, and the numbers of those among them that are not kept."""
+class Block(NamedTuple):
+    """Consecutive rows as they are stored."""
+
+    acts: Shaped[Tensor, "n width"]
+    """As stored."""
+    norms: Float[Tensor, "n"]
+    """|a|."""
+
+
+def _blocks(piece: Piece, keep: Bool[Tensor, "n"]) -> Iterator[tuple[Block, Int[Tensor, "rows"]]]:
+    """Consecutive rows, and the numbers of those among them that are kept."""
     for acts, norms, part in zip(piece.acts.split(BLOCK_ROWS), piece.norms.split(BLOCK_ROWS), keep.split(BLOCK_ROWS), strict=True):
-        left_out = (~part).nonzero().squeeze(1)
-        if len(left_out) < len(part):
-            yield widen(acts, norms) if acts.dtype != torch.float32 else acts.clone(), left_out
+        rows = part.nonzero().squeeze(1)
+        if len(rows):
+            yield Block(acts, norms), rows
 
 
 def _sum(values: Float[Tensor, "n"]) -> float:
@@ -122,18 +133,52 @@ class Sums:
     """Running sums of rows, and of products of rows less a shift, in float64."""
 
     def __init__(self, width: int) -> None:
-        self.n = 0
+        self.n, self.width = 0, width
         self.shift = torch.zeros(width)
         self.total = torch.zeros(width, dtype=torch.float64)
-        self.products = torch.zeros(width, width, dtype=torch.float64)
-        """Of which only the tiles on and above the diagonal are kept up."""
+        self.products = torch.zeros(second_moments.padded(width), second_moments.padded(width), dtype=torch.float64)
+        """Of which only what is on and above the diagonal counts."""
 
-    def add_(self, rows: Float[Tensor, "rows width"], left_out: Int[Tensor, "left_out"]) -> None:
-        """Add rows but those with the numbers `left_out`; what is given is overwritten."""
+    def add_(self, block: Block, rows: Int[Tensor, "rows"]) -> None:
+        """Add the rows of these numbers."""
+        exact = block.acts.dtype == torch.bfloat16 and second_moments.is_fast()
         if not self.n:
-            self.shift = rows.index_fill(0, left_out, 0.0).sum(dim=0) / (len(rows) - len(left_out))
-        rows[left_out] = self.shift  # less the shift they are nothing
-        self.n += len(rows) - len(left_out)
+            sample = widen(block.acts[rows[:PART_ROWS]], block.norms[rows[:PART_ROWS]])
+            self.shift = sample.mean(dim=0)
+            if exact:
+                far = self.shift.abs() > FAR * sample.std(dim=0, correction=0)
+                self.shift = torch.where(far, self.shift.bfloat16().float(), 0.0)
+        if exact:
+            self._add_bfloat16_(block.acts, rows)
+        else:
+            self._add_float32_(widen(*block)[rows])
+        self.n += len(rows)
+
+    def _add_bfloat16_(self, acts: Tensor, rows: Tensor) -> None:
+        n_pairs, width = -(-len(rows) // 2), len(self.products)
+        bits, numbers = acts.view(torch.uint16).numpy(), rows.numpy()
+        shift = torch.nn.functional.pad(self.shift, (0, width - self.width)).numpy()
+        pairs = recycled(width * n_pairs, dtype=torch.uint32).numpy()
+        n_parts, n_groups = -(-n_pairs // PART_ROWS), width // second_moments.GROUP
+        totals = np.zeros((n_parts, width))
+
+        def pack(part: int) -> None:
+            words = np.zeros(width, dtype=np.uint32)
+            ends = (part * PART_ROWS, min(n_pairs, (part + 1) * PART_ROWS))
+            second_moments.pack(bits, numbers, shift, totals[part], words, words.view(np.float32), pairs, n_pairs, *ends)
+
+        def multiply(number: int) -> None:
+            group = n_groups - 1 - number  # the longest first
+            columns = slice(group * second_moments.GROUP, (group + 1) * second_moments.GROUP)
+            found = np.zeros((columns.stop, second_moments.GROUP), dtype=np.float32)
+            second_moments.add_group(pairs, n_pairs, group, found.reshape(-1))
+            self.products[: columns.stop, columns] += torch.from_numpy(found)
+
+        team.each(pack, n_parts)
+        team.each(multiply, n_groups)
+        self.total += torch.from_numpy(totals.sum(axis=0)[: self.width])
+
+    def _add_float32_(self, rows: Tensor) -> None:
         parts = rows.split(PART_ROWS)
         totals: list[Tensor] = [self.total] * len(parts)
 
@@ -141,17 +186,30 @@ class Sums:
             totals[number] = parts[number].sum(dim=0, dtype=torch.float64)
             parts[number].sub_(self.shift)
 
-        team.each(shift, len(parts))
-        self.total += sum(totals) - len(left_out) * self.shift.double()
-        width = rows.shape[1]
-        corners = [(top, left) for top in range(0, width, TILE) for left in range(top, width, TILE)]
+        corners = [(top, left) for top in range(0, self.width, TILE) for left in range(top, self.width, TILE)]
 
         def multiply(number: int) -> None:
-            top, left = corners[number]
-            a, b = rows[:, top : top + TILE], rows[:, left : left + TILE]
-            self.products[top : top + TILE, left : left + TILE] += a.T @ b
+            (top, left), end = corners[number], self.width
+            a, b = rows[:, top : min(end, top + TILE)], rows[:, left : min(end, left + TILE)]
+            self.products[top : top + a.shape[1], left : left + b.shape[1]] += a.T @ b
 
+        team.each(shift, len(parts))
         team.each(multiply, len(corners))
+        self.total += sum(totals)
+
+    def centred_lengths(self, block: Block, rows: Int[Tensor, "rows"]) -> float:
+        """The sum of |a - mu| over the rows of these numbers, once all have been added."""
+        mean = self.mean.float()
+        if block.acts.dtype != torch.bfloat16:
+            return _sum(torch.linalg.vector_norm(widen(*block)[rows].sub_(mean), dim=1))
+        bits, numbers, found = block.acts.view(torch.uint16).numpy(), rows.split(PART_ROWS), np.zeros(-(-len(rows) // PART_ROWS))
+
+        def add(part: int) -> None:
+            words = np.empty(self.width, dtype=np.uint32)
+            found[part] = second_moments.centred_length_sum(bits, numbers[part].numpy(), mean.numpy(), words, words.view(np.float32))
+
+        team.each(add, len(found))
+        return float(found.sum())
 
     @property
     def mean(self) -> Float[Tensor, "width"]:
@@ -161,10 +219,11 @@ class Sums:
     @property
     def covariance(self) -> Float[Tensor, "width width"]:
         """Sigma."""
+        products = self.products[: self.width, : self.width]
         if not self.n:
-            return self.products
+            return products
         beyond = self.mean - self.shift.double()
-        upper = (self.products / self.n - torch.outer(beyond, beyond)).triu()
+        upper = (products / self.n - torch.outer(beyond, beyond)).triu()
         return upper + upper.triu(1).T
 
 
