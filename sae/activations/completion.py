@@ -90,10 +90,10 @@ def _own(path: Path, wanted: Manifest, index: int, names: set[str]) -> ShardReco
 def already_complete(path: Path) -> Iterator[CaptureProgress]:
     """The progress of what has nothing left to do. What a killed run left behind is removed, unless somebody is at work on the store."""
     stored = read_manifest(path)
-    if pending_manifest(path) is not None:
+    if pending_manifest(path) is not None or any(path.glob(f"{TEMPORARY_PREFIX}*")):
         with Claims(path) as claims, claims.at_work(lambda alone: alone) as alone, lock(store_lock(path)):
             left = pending_manifest(path)
-            if alone and left is not None and left.capture == stored.capture and left.sites == stored.sites:
+            if alone and (left is None or (left.capture == stored.capture and left.sites == stored.sites)):
                 sweep_up(path)
     n_tokens = stored.n_rows * stored.capture.context
     yield CaptureProgress("capture", n_tokens, n_tokens, 0)
