@@ -114,7 +114,7 @@ class CorpusChoice:
     def _check_built_in(self) -> None:
         if len(self.corpus) > 1:
             raise ConfigError(f"--corpus {self.built_in} cannot be joined with others, got {', '.join(self.corpus)}")
-        but = ("corpus", "shuffle_seed", "max_documents")
+        but = ("corpus", "texts", "chats", "shuffle_seed", "max_documents")
         self._check_unused(self, f"does not apply to --corpus {self.built_in}", but=but)
         self._check_unused(self.texts, f"does not apply to --corpus {self.built_in}")
         self._check_unused(self.chats, f"does not apply to --corpus {self.built_in}")

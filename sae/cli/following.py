@@ -8,6 +8,7 @@ Where several processes share the work, one of them is followed, and the others 
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from rich.filesize import decimal
 from rich.progress import Progress, ProgressColumn, Task, TaskID, TextColumn
@@ -16,6 +17,21 @@ from rich.text import Text
 from sae.activations.progress import CaptureProgress
 from sae.cli.screen import N_LINES, NarrowingBar, clock, console
 
+
+class Step(NamedTuple):
+    """Progress of what is no capture."""
+
+    stage: str
+    """What is being done."""
+    n_tokens: int
+    """Tokens done."""
+    n_tokens_total: int
+    """Tokens there are to do."""
+    n_tokens_run: int = 0
+    """None was put through a model."""
+
+
+Progressing = CaptureProgress | Step
 WIDE = 100
 """Columns from which on a line also says how many bytes there will be."""
 
@@ -37,12 +53,12 @@ class Pace:
     clock: Callable[[], float] = time.perf_counter
     """Seconds."""
 
-    def start(self, progress: CaptureProgress) -> None:
+    def start(self, progress: Progressing) -> None:
         """The first progress of a stage."""
         self.began, self.first = self.clock(), self._worked(progress)
         self.found = progress.n_tokens - self.first
 
-    def done(self, progress: CaptureProgress) -> int:
+    def done(self, progress: Progressing) -> int:
         """Tokens done by all processes."""
         own = self._worked(progress)
         if progress.stage != "capture" or own == 0:
@@ -50,7 +66,7 @@ class Pace:
             return progress.n_tokens
         return min(progress.n_tokens_total, max(progress.n_tokens, self.found + own * self.n_processes))
 
-    def text(self, progress: CaptureProgress) -> str:
+    def text(self, progress: Progressing) -> str:
         """The numbers on one line."""
         done, total = self.done(progress), progress.n_tokens_total
         n_processes = self.n_processes if progress.stage == "capture" else 1
@@ -64,7 +80,7 @@ class Pace:
         size = f"{line}  {decimal(done * self.bytes_per_token)}"
         return size if console.width < WIDE else f"{size} of {decimal(total * self.bytes_per_token)}"
 
-    def _worked(self, progress: CaptureProgress) -> int:
+    def _worked(self, progress: Progressing) -> int:
         return progress.n_tokens_run if progress.stage == "capture" else progress.n_tokens
 
 
@@ -75,7 +91,7 @@ class LineFollower:
         self.pace = pace
         self.stage, self.next, self.shown = "", 0, 0.0
 
-    def show(self, progress: CaptureProgress) -> None:
+    def show(self, progress: Progressing) -> None:
         """Print the numbers every so many tokens, and at the end of a stage."""
         if progress.stage != self.stage:
             self.stage, self.next, self.shown = progress.stage, 0, self.pace.clock()
@@ -100,7 +116,7 @@ class LiveFollower:
         self.tasks: dict[str, TaskID] = {}
         self.bars.start()
 
-    def show(self, progress: CaptureProgress) -> None:
+    def show(self, progress: Progressing) -> None:
         """Bring the line up to date."""
         if progress.stage not in self.tasks:
             self.pace.start(progress)
@@ -119,7 +135,7 @@ class _Numbers(ProgressColumn):
         return Text(str(task.fields.get("numbers", "")), no_wrap=True)
 
 
-def follow(steps: Iterable[CaptureProgress], *, bytes_per_token: int = 0, n_processes: int = 1, shown: bool = True) -> None:
+def follow(steps: Iterable[Progressing], *, bytes_per_token: int = 0, n_processes: int = 1, shown: bool = True) -> None:
     """Go through the steps to their end, showing how far they are."""
     if not shown:
         for _ in steps:

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
+from rich.filesize import decimal
 
+from sae.activations.exporting import export_arrays, export_arrow, export_parquet
 from sae.activations.importing import import_arrays, import_saelens
 from sae.activations.maintenance import Problem, problems, repair
 from sae.activations.manifest import MANIFEST, UNFINISHED, Manifest, read_manifest
@@ -19,7 +21,8 @@ from sae.activations.merging import merge
 from sae.activations.shards import RECORD_FILE, TOKENS_FILE
 from sae.activations.store import ActivationStore
 from sae.cli.corpora import CorpusChoice, corpus_option
-from sae.cli.following import follow
+from sae.cli.disk import bytes_there
+from sae.cli.following import Step, follow
 from sae.cli.machine import ModelDtype, compute_device, load_model, set_threads
 from sae.cli.options import Flag, Source, command, flags, put
 from sae.cli.screen import console, stoppable
@@ -27,6 +30,7 @@ from sae.cli.summary import how_far, print_summary, print_unfinished, progress_l
 from sae.errors import ConfigError
 from sae.fingerprint import from_json
 
+ExportFormat = Literal["parquet", "arrow", "safetensors", "npy"]
 StoreFolder = Annotated[Path, typer.Argument(metavar="STORE", help="Folder of the store.")]
 OutFolder = Annotated[Path, typer.Option(help="Folder of the store to make.")]
 store_app = typer.Typer(no_args_is_help=True, help="Activation stores: look, check, mend, join, bring in and out.")
@@ -144,6 +148,48 @@ def store_merge(
     with stoppable("the same command goes on"):
         follow(merge(stores, out))
     print_summary(ActivationStore.open(out))
+
+
+@store_app.command("export")
+def store_export(
+    store: StoreFolder,
+    *,
+    out: Annotated[Path, typer.Option(help="New folder for the files.")],
+    form: Annotated[
+        ExportFormat,
+        typer.Option(
+            "--format", help="parquet: a row a token; arrow: a row a sequence, as SAELens and `datasets` read it; or plain arrays."
+        ),
+    ] = "parquet",
+    site: Annotated[list[str] | None, typer.Option(help="Site to export; repeat for several (default: all).")] = None,
+    dtype: Annotated[
+        Literal["float16", "float32"] | None,
+        typer.Option(help="Dtype of the numbers, for parquet and arrow (default: what holds the store's)."),
+    ] = None,
+) -> None:
+    """Write a store as files that other programs read: Parquet or Arrow for `datasets`, duckdb and SAELens, or plain arrays."""
+    _complete(store)
+    opened = ActivationStore.open(store)
+    with stoppable("the same command goes on"):
+        if form in ("safetensors", "npy"):
+            if dtype is not None:
+                raise ConfigError(f"--dtype does not apply to --format {form}, which keeps that of the store")
+            steps = export_arrays(opened, out, sites=site or None, file_format=form)  # pyright: ignore[reportArgumentType]
+        else:
+            export = export_parquet if form == "parquet" else export_arrow
+            steps = export(opened, out, sites=site or None, dtype=dtype)
+        follow(Step("export", progress.n_tokens, progress.n_tokens_total) for progress in steps)
+    console.print(f"{decimal(bytes_there(out))} in {out}; to read it: {_reading(out, form)}", highlight=False, soft_wrap=True, markup=False)
+
+
+def _reading(out: Path, form: str) -> str:
+    """How Python reads what was exported."""
+    return {
+        "parquet": f"datasets.load_dataset('parquet', data_files='{out}/*.parquet')",
+        "arrow": f"datasets.load_from_disk('{out}')",
+        "safetensors": "safetensors.torch.load_file, one file a site",
+        "npy": "numpy.load, one file a site",
+    }[form]
 
 
 @store_app.command("import")
