@@ -453,6 +453,19 @@ class Displaced(HookedModel):
         return self.model(input_ids=tokens, use_cache=False, attention_mask=mask, position_ids=torch.arange(tokens.shape[1])[None])
 
 
+class Whispering(HookedModel):
+    """Positions restart, and other documents are masked, but for an eight thousandth of their weight in a softmax."""
+
+    def _forward(self, tokens, positions):
+        if positions is None:
+            return self.model(input_ids=tokens, use_cache=False)
+        document = (positions == 0).cumsum(dim=1)
+        mask = torch.zeros(tokens.shape[0], 1, tokens.shape[1], tokens.shape[1])
+        mask[(document[:, :, None] != document[:, None, :])[:, None]] = -9.0
+        mask = mask.masked_fill(torch.ones_like(mask, dtype=torch.bool).triu(1), -torch.inf)
+        return self.model(input_ids=tokens, use_cache=False, attention_mask=mask, position_ids=positions)
+
+
 @pytest.mark.parametrize(
     ("broken", "name", "dtype"),
     [
@@ -461,6 +474,7 @@ class Displaced(HookedModel):
         (Leaking, "gemma3", torch.float32),
         (Displaced, "gpt2", torch.float32),
         (Displaced, "gpt2", torch.bfloat16),
+        (Whispering, "llama", torch.float32),
     ],
 )
 def test_a_model_that_does_not_isolate_is_found_out(monkeypatch, broken, name, dtype):
@@ -502,7 +516,7 @@ def test_the_probe_runs_once_a_model(monkeypatch, tokens):
     assert len(calls) == 1
 
 
-@pytest.mark.parametrize("lengths", [[1] * CONTEXT, [CONTEXT], [1, CONTEXT - 1], [CONTEXT - 1, 1], [2] * 12])
+@pytest.mark.parametrize("lengths", [[1] * CONTEXT, [CONTEXT], [1, CONTEXT - 1], [CONTEXT - 1, 1], [2] * 12, [10, 9, 5], [3, 7, 6, 8]])
 def test_documents_in_rows_of_their_own_come_back_to_their_places(lengths, tokens):
     ids = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths)).expand(2, -1)
     sizes = []
