@@ -213,7 +213,9 @@ def import_saelens(
 
     From version 4 on that is a `datasets` folder whose rows are sequences: columns of Array2D [context, width] named as the hooks, and from
     version 6 `token_ids`. `sites` picks columns; none means all. Every row becomes a document of its own, since where documents begin was not
-    kept. Version 4 shuffled activations over rows before it saved them, unless told not to: then positions mean nothing, and
+    kept, unless there are `document_ids`, which `export_arrow` adds.
+
+    Version 4 shuffled activations over rows before it saved them, unless told not to: then positions mean nothing, and
     `mask=MaskRule(skipped_positions=())` keeps the first of every row. Version 3 left files `0.safetensors`, `1.safetensors`, ... of
     shuffled vectors that do not say where they are from: `sites` must be that one name.
 
@@ -254,8 +256,7 @@ def _saelens_rows(folder: Path, sites: tuple[str, ...]) -> ImportedRows:
         )
     parts = {name: ArrowPart(saved, name, columns[name].shape, columns[name].dtype) for name in sites or columns}
     acts = {name: Stack.of([part], part.label, ACTS_DTYPES) for name, part in parts.items()}
-    if "token_ids" not in saved.features:
-        return fitted(acts)
     context = next(iter(acts.values())).shape[1]
-    ids = ArrowPart(saved, "token_ids", (context,), "int32")
-    return fitted(acts, tokens=Stack.of([ids], ids.label, ID_DTYPES))
+    ids = {name: ArrowPart(saved, name, (context,), "int32") for name in ("token_ids", "document_ids") if name in saved.features}
+    stacks = {name: Stack.of([part], part.label, ID_DTYPES) for name, part in ids.items()}
+    return fitted(acts, tokens=stacks.get("token_ids"), document_ids=stacks.get("document_ids"))

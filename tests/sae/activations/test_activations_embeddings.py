@@ -204,10 +204,11 @@ def test_a_dictionary_trains_on_embeddings(encoder, tmp_path, unchecked):
 
 @pytest.mark.slow
 @pytest.mark.real_model
+@pytest.mark.timeout(3600)
 def test_a_dictionary_trains_on_sentences_of_presidents(tmp_path, unchecked):
     encoder = TextEncoder.load(default_encoder())
-    store, steps = embedded(encoder, state_of_the_union(), tmp_path / "store", unit="sentence", n_texts=8000)
-    assert sum(step.stage == "capture" for step in steps) == 16
-    before, after = trained(store, d_sae=1024, k=16, n_steps=300, learning_rate=2e-3)
+    store, steps = embedded(encoder, state_of_the_union(), tmp_path / "store", unit="sentence", n_texts=4000)
+    assert sum(step.stage == "capture" for step in steps) == 8
+    before, after = trained(store, d_sae=768, k=16, n_steps=300, learning_rate=2e-3)
     print(f"FVU {before:.3f} untrained, {after:.3f} trained")
     assert after < 0.6 * before
