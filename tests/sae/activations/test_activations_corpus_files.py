@@ -384,6 +384,7 @@ def test_a_shuffle_keeps_ids_is_seeded_and_holds_a_bounded_number_of_documents(m
     ids = [document.id for document in shuffled(corpus, seed=1).documents()]
     assert sorted(ids) == list(range(500)) != ids
     assert all(number <= place + 10 for place, number in enumerate(ids))
+    assert sum(abs(number - place) for place, number in enumerate(ids)) > 3 * 500  # the buffer stays full
     assert shuffled(corpus, seed=1).digest != mixed.digest
 
 
