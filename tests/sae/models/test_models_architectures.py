@@ -297,6 +297,7 @@ def test_the_sites_are_those_of_the_architecture_with_their_widths(name):
         assert {site.name for site in sites} == {kind_name(i, kind) for i in range(N_LAYERS) for kind in KINDS - architecture.lacks}
     widths = {"z": architecture.z_width, "mlp_post": architecture.mlp_width}
     assert all(site.width == widths.get(site.kind, D_MODEL) for site in sites)
+    assert all(model.site(site.name) == site for site in sites)
     for kind in architecture.lacks:
         with pytest.raises(ConfigError, match=f"a {kind} does not exist in this architecture"):
             model.site(kind_name(1, kind))
