@@ -1,8 +1,8 @@
 """What capturing costs beyond the forward pass it cannot do without, and what an activation store costs to keep.
 
-    speed      collect over bare: seconds of `sae.collect`, all of it (tokens, forward passes, conversion, checksums, disk, statistics), over
-               those of the Hugging Face model cut after the deepest site, `model(tokens)`, whose activations are thrown away; same tokens,
-               same dtype, one process, in alternation; bare is the faster of eager and fused ("sdpa") attention. One site and six.
+    speed      seconds of `sae.collect` over those of the Hugging Face model cut after the deepest site, `model(tokens)`, whose activations
+               are thrown away; same dtype, one process, in alternation; bare is the faster of eager and fused ("sdpa") attention. One site
+               and six. "To the end" adds the tokens' share of what follows the last pass: the last shard, statistics and manifest
     memory     peak resident memory of a process that captures few and ten times as many tokens
     disk       bytes of the store's folder over n_tokens x sum(widths) x bytes per number
     opening    seconds to open a store of 1,000 shards of six sites: every file is looked up
@@ -29,13 +29,13 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import torch
 
 from sae.activations.collect import CaptureConfig, collect
-from sae.activations.corpus import from_texts, state_of_the_union
+from sae.activations.corpus import Corpus, from_texts, state_of_the_union
 from sae.activations.store import ActivationStore
 from sae.models.assets import default_model
 from sae.models.language_model import LanguageModel
 from sae.models.tokens import pack
 
-ROWS_PER_BATCH = 16
+ROWS_PER_BATCH, PASSES_PER_ROUND = 16, 2
 LAYERS = (5, 7, 9, 11, 13, 15)
 Rows = list[dict[str, Any]]
 
@@ -66,14 +66,34 @@ def alternate(ways: dict[str, Callable[[], None]], rounds: int) -> dict[str, lis
     return seconds
 
 
+class Stepped:
+    """A capture that goes on by one round of forward passes at a time; a shard is written during the first passes of the next round."""
+
+    def __init__(self, model: LanguageModel, corpus: Corpus, path: Path, config: CaptureConfig):
+        self.path, self.steps = path, collect(model, corpus, path, config)
+        while next(self.steps).stage == "tokens":
+            pass
+
+    def __call__(self) -> None:
+        for _ in range(PASSES_PER_ROUND):
+            next(self.steps)
+
+    def finish(self) -> tuple[float, int]:
+        """(seconds from the last timed round to the complete store, tokens of the store)"""
+        started = time.perf_counter()
+        for _ in self.steps:
+            pass
+        return time.perf_counter() - started, ActivationStore.open(self.path).n_tokens
+
+
 def speed(options: argparse.Namespace) -> Rows:
     """The cost of `capture` and of `collect` over the bare pass."""
-    folder = default_model()
+    folder, per_round = default_model(), PASSES_PER_ROUND * ROWS_PER_BATCH
     model = LanguageModel.load(folder)
-    corpus = from_texts(texts())
+    corpus = from_texts(texts() * 4)
     documents = ((document.id, model.tokenize([document.text])[0]) for document in corpus.documents())
     packed = pack(documents, context=128, separator_id=model.separator_id, bos_id=None)
-    rows = torch.stack([next(packed).tokens for _ in range(options.rows)]).long()
+    rows = torch.stack([next(packed).tokens for _ in range(per_round)]).long()
     names = {1: (f"blocks.{LAYERS[-1]}.hook_resid_post",), 6: tuple(f"blocks.{layer}.hook_resid_post" for layer in LAYERS)}
 
     def bare(attention: str) -> Callable[[], None]:
@@ -95,36 +115,46 @@ def speed(options: argparse.Namespace) -> Rows:
 
         return run
 
-    def collected(n_sites: int) -> Callable[[], None]:
-        config = CaptureConfig(sites=names[n_sites], n_tokens=rows.numel(), rows_per_batch=ROWS_PER_BATCH)
+    n_tokens = ((options.rounds + 1) * per_round + ROWS_PER_BATCH) * 128
+    with tempfile.TemporaryDirectory(dir=options.folder) as target:
+        for _ in collect(model, corpus, Path(target) / "warm", CaptureConfig(sites=names[1], n_tokens=2048)):
+            pass  # loads what is compiled
+        collects = {
+            n: Stepped(
+                model,
+                corpus,
+                Path(target) / str(n),
+                CaptureConfig(sites=names[n], n_tokens=n_tokens, rows_per_batch=ROWS_PER_BATCH, rows_per_shard=per_round),
+            )
+            for n in (1, 6)
+        }
+        ways = {
+            "bare, eager": bare("eager"),
+            "bare, sdpa": bare("sdpa"),
+            **{f"capture, {n} site{'s' * (n > 1)}": captured(n) for n in (1, 6)},
+            **{f"collect, {n} site{'s' * (n > 1)}": steps for n, steps in collects.items()},
+        }
+        seconds = alternate(ways, options.rounds)
+        for n, steps in collects.items():
+            end, n_stored = steps.finish()
+            share = end * len(rows) * 128 / n_stored
+            name = f"collect, {n} site{'s' * (n > 1)}"
+            seconds[f"{name}, to the end"] = [value + share for value in seconds[name]]
+    return _speed_table(seconds, rows.numel(), str(model.dtype).removeprefix("torch."), options)
 
-        def run() -> None:
-            with tempfile.TemporaryDirectory(dir=options.folder) as target:
-                for _ in collect(model, corpus, Path(target) / "store", config):
-                    pass
 
-        return run
-
-    ways = {
-        "bare, eager": bare("eager"),
-        "bare, sdpa": bare("sdpa"),
-        "capture, 1 site": captured(1),
-        "capture, 6 sites": captured(6),
-        "collect, 1 site": collected(1),
-        "collect, 6 sites": collected(6),
-    }
-    seconds = alternate(ways, options.rounds)
-    dtype = str(model.dtype).removeprefix("torch.")
-    print(f"speed: layer {LAYERS[-1]}, {dtype}, {options.threads} threads, {rows.numel()} tokens a round, {options.rounds} rounds")
-    print(f"{'way':<18}{'tokens/s (median)':>20}{'ratio to bare: min':>20}{'median':>10}{'max':>10}")
+def _speed_table(seconds: dict[str, list[float]], n_tokens: int, dtype: str, options: argparse.Namespace) -> Rows:
+    print(f"speed: layer {LAYERS[-1]}, {dtype}, {options.threads} threads, {n_tokens} tokens a round, {options.rounds} rounds")
+    print(f"{'way':<28}{'tokens/s (median)':>20}{'ratio to bare: quartile':>26}{'median':>10}{'quartile':>10}")
     fastest = min(("bare, eager", "bare, sdpa"), key=lambda name: statistics.median(seconds[name]))
     found: Rows = []
     for name, values in seconds.items():
         ratios = [value / base for value, base in zip(values, seconds[fastest], strict=True)]
-        rate = rows.numel() / statistics.median(values)
-        print(f"{name:<18}{rate:>20.0f}{min(ratios):>20.3f}{statistics.median(ratios):>10.3f}{max(ratios):>10.3f}")
+        low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
+        rate = n_tokens / statistics.median(values)
+        print(f"{name:<28}{rate:>20.0f}{low:>26.3f}{middle:>10.3f}{high:>10.3f}")
         found += [{"name": f"{name}: rate", "value": rate, "unit": "tokens/s"}]
-        found += [{"name": f"{name} over bare", "value": statistics.median(ratios), "unit": "ratio"}]
+        found += [{"name": f"{name} over bare", "value": middle, "unit": "ratio"}]
     return found
 
 
@@ -132,7 +162,7 @@ CAPTURE_AND_MEASURE = """
 import resource, sys
 import torch
 from sae.activations.collect import CaptureConfig, collect
-from sae.activations.corpus import from_texts, state_of_the_union
+from sae.activations.corpus import Corpus, from_texts, state_of_the_union
 from sae.models.assets import default_model
 from sae.models.language_model import LanguageModel
 
@@ -230,15 +260,14 @@ PARTS = {"speed": speed, "memory": memory_and_disk, "opening": opening}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=PARTS)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--rows", type=int, default=256, help="rows of 128 tokens per round")
+    parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--folder", type=Path, help="where stores are written (default: the system's folder for temporary files)")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     if options.quick:
-        options.rounds, options.rows = 3, 64
+        options.rounds = 4
     torch.set_num_threads(options.threads)
     found = [row for name, part in PARTS.items() if options.only in (None, name) for row in part(options)]
     if options.json:

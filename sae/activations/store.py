@@ -8,7 +8,6 @@ but masked (Sun et al., "Massive activations in large language models", arXiv 24
 
 from collections.abc import Iterator
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -28,8 +27,6 @@ from sae.errors import ConfigError, FormatError
 from sae.fingerprint import digest
 from sae.models.sites import Site
 from sae.storage import map_tensors
-
-BATCHES_PER_READ = 8
 
 
 class ActivationStore:
@@ -295,10 +292,9 @@ class ActivationStore:
         return self._statistics[site.name]
 
     def _read(self, site: Site, indices: Iterator[Int[Tensor, "batch"]]) -> Iterator[Float[Tensor, "batch width"]]:
-        """The activations at `indices`, several batches per visit to the shards."""
-        while several := list(islice(indices, BATCHES_PER_READ)):
-            acts = self.gather(site, torch.cat(several), dtype=torch.float32)
-            yield from acts.split([len(each) for each in several])
+        """The activations at `indices`, batch after batch."""
+        for index in indices:
+            yield self.gather(site, index, dtype=torch.float32)
 
     def _tokens_per_shard(self) -> list[int]:
         return [shard.n_rows * self.context for shard in self.manifest.shards]

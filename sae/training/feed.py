@@ -8,20 +8,16 @@ Documents are held out by a hash of their number, so that all runs on one store,
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from sae.activations.batches import shuffled_indices
 from sae.activations.store import ActivationStore
 from sae.errors import ConfigError
 from sae.training.loop import Batch
-
-BATCHES_PER_READ = 8
-"""Batches that one visit to the shards fetches."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,16 +84,10 @@ def held_out_batches(store: ActivationStore, config: FeedConfig, *, batch_size: 
 
 
 def _batches(store: ActivationStore, config: FeedConfig, indices: Iterator[Int[Tensor, "n"]]) -> Iterator[Batch]:
-    while several := list(islice(indices, BATCHES_PER_READ)):
-        sizes = [len(each) for each in several]
-        parts = [store.gather(site, torch.cat(several), dtype=torch.float32).split(sizes) for site in config.sites]
-        for batch in zip(*parts, strict=True):
-            yield _batch(batch)
+    for index in indices:
+        yield _read(store, config, index)
 
 
 def _read(store: ActivationStore, config: FeedConfig, tokens: Int[Tensor, "n"]) -> Batch:
-    return _batch(tuple(store.gather(site, tokens, dtype=torch.float32) for site in config.sites))
-
-
-def _batch(parts: tuple[Float[Tensor, "n _"], ...]) -> Batch:
-    return parts[0] if len(parts) == 1 else (parts[0], parts[1])
+    acts = store.gather(config.site, tokens, dtype=torch.float32)
+    return acts if config.target_site is None else (acts, store.gather(config.target_site, tokens, dtype=torch.float32))
