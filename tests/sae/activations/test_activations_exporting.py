@@ -204,9 +204,11 @@ def test_a_process_that_is_killed_leaves_no_folder_and_another_finishes(stores, 
     assert done.returncode == -signal.SIGKILL
     assert not (tmp_path / "out").exists()
     [place] = tmp_path.glob(".partial-*-out")
-    assert len(list(place.glob("0*.parquet"))) == 2
+    kept = {file.name: file.stat().st_ino for file in place.glob("0*.parquet")}
+    assert len(kept) == 2
     list(export_parquet(store, tmp_path / "out"))
     assert files(tmp_path / "out") == files(tmp_path / "whole")
+    assert {name: (tmp_path / "out" / name).stat().st_ino for name in kept} == kept  # not written again
     assert not list(tmp_path.rglob(".partial-*"))
 
 
