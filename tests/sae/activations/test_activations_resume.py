@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny_store import files
+from tiny_store import changed, files
 
 from sae.activations.collect import collect
 from sae.activations.store import ActivationStore
@@ -85,6 +85,18 @@ def test_an_abandoned_iterator_does_not_block_the_next_one(planted, corpus, conf
     list(abandoned)  # goes on, finds every shard there, and completes to the same
     assert files(tmp_path / "s") == before
     ActivationStore.open(tmp_path / "s").verify()
+
+
+def test_an_abandoned_iterator_does_not_undo_what_was_added_since(planted, corpus, config, tmp_path):
+    abandoned = collect(planted(), corpus, tmp_path / "s", changed(config, n_tokens=48 * 32))
+    for step in abandoned:
+        if step.n_tokens_run == 48 * 32:
+            break
+    list(collect(planted(), corpus, tmp_path / "s", config))
+    before = files(tmp_path / "s")
+    list(abandoned)
+    assert files(tmp_path / "s") == before
+    assert ActivationStore.open(tmp_path / "s").n_rows == 55
 
 
 def test_an_error_in_the_model_leaves_finished_shards_and_the_next_run_continues(planted, corpus, config, tmp_path):
