@@ -14,6 +14,7 @@
 import argparse
 import json
 import os
+import random
 import statistics
 import subprocess
 import sys
@@ -55,12 +56,13 @@ def texts():
 
 
 def alternate(ways: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of every way in every round but the first, which warms up."""
+    """Seconds of every way in every round but the first, which warms up; each round in an order of its own."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
+    order = random.Random(0)
     for round_number in range(rounds + 1):
-        for name, function in ways.items():
+        for name in order.sample(list(ways), len(ways)):
             started = time.perf_counter()
-            function()
+            ways[name]()
             if round_number:
                 seconds[name].append(time.perf_counter() - started)
     return seconds

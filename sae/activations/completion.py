@@ -3,6 +3,7 @@
 Until the manifest is replaced, by one rename, a store that is being added to stays what it was, for readers and after a crash.
 """
 
+import functools
 import math
 import shutil
 from collections.abc import Collection, Generator, Iterator
@@ -10,6 +11,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
+from jaxtyping import Bool
+from torch import Tensor
 
 from sae.activations.claims import COMPLETION, Claims
 from sae.activations.manifest import (
@@ -122,7 +125,7 @@ def statistics_file(path: Path, site: str, summary: SiteSummary) -> Path:
     return path / "statistics" / f"{site}.{summary.arrays.checksum[:12]}.safetensors"
 
 
-def read_statistics(path: Path, site: Site, summary: SiteSummary) -> tuple[SiteStatistics, torch.Tensor]:
+def read_statistics(path: Path, site: Site, summary: SiteSummary) -> tuple[SiteStatistics, Tensor]:
     """The site's statistics and its covariance [width, width]. Raises FormatError when their file is missing or damaged."""
     file = statistics_file(path, site.name, summary)
     if checksum(file) != summary.arrays.checksum:
@@ -134,14 +137,25 @@ def read_statistics(path: Path, site: Site, summary: SiteSummary) -> tuple[SiteS
 
 def site_pieces(path: Path, manifest: Manifest, site: Site) -> Iterator[Piece]:
     """The site's shards, memory-mapped, with the positions that may be used."""
-    context = manifest.capture.context
     for index, n_rows in enumerate(manifest.shard_rows):
-        folder = shard_folder(path, manifest, index)
-        stored, acts = map_tensors(folder / TOKENS_FILE), map_tensors(folder / site_file(site.name))
-        ids = expanded(Runs(stored["document_starts"], stored["document_ids"]), n_rows * context).view(n_rows, context)
-        rule = manifest.mask
-        eligible = eligible_positions(ids, skipped_positions=rule.skipped_positions, isolated=manifest.capture.isolated)
-        yield Piece(acts["acts"], acts["norms"], eligible.flatten())
+        acts = map_tensors(shard_folder(path, manifest, index) / site_file(site.name))
+        yield Piece(acts["acts"], acts["norms"], _eligible(path, manifest, index, n_rows))
+
+
+def _eligible(path: Path, manifest: Manifest, index: int, n_rows: int) -> Bool[Tensor, "n_tokens"]:
+    context, skipped = manifest.capture.context, manifest.mask.skipped_positions
+    if not manifest.capture.isolated:
+        return _eligible_rows(n_rows, context, skipped)
+    stored = map_tensors(shard_folder(path, manifest, index) / TOKENS_FILE)
+    ids = expanded(Runs(stored["document_starts"], stored["document_ids"]), n_rows * context).view(n_rows, context)
+    return eligible_positions(ids, skipped_positions=skipped, isolated=True).flatten()
+
+
+@functools.lru_cache(maxsize=4)
+def _eligible_rows(n_rows: int, context: int, skipped: tuple[int, ...]) -> Bool[Tensor, "n_tokens"]:
+    """The same in every shard of a length: documents are of no account."""
+    ids = torch.zeros(n_rows, context, dtype=torch.int32)
+    return eligible_positions(ids, skipped_positions=skipped, isolated=False).flatten()
 
 
 def _same_files(before: Manifest, now: Manifest, site: Site) -> bool:
