@@ -149,16 +149,16 @@ def test_disk_use_is_within_a_hundredth_of_the_activations_themselves(planted, t
 
 
 def test_opening_reads_the_manifest_only_and_files_are_mapped_once_when_they_are_needed(planted, tmp_path, monkeypatch):
-    config = CaptureConfig(sites=(RESID,), n_tokens=500 * 2 * 16, context=16, rows_per_shard=2, rows_per_batch=2)
-    list(collect(planted(), from_texts(["some words " * 1600]), tmp_path / "s", config))
+    config = CaptureConfig(sites=(RESID,), n_tokens=120 * 2 * 16, context=16, rows_per_shard=2, rows_per_batch=2)
+    list(collect(planted(), from_texts(["some words " * 400]), tmp_path / "s", config))
     opened, real = [], torch.UntypedStorage.from_file
     monkeypatch.setattr("torch.UntypedStorage.from_file", lambda path, **options: opened.append(Path(path)) or real(path, **options))
     store = ActivationStore.open(tmp_path / "s")
-    assert len(store.manifest.shards) == 500
+    assert len(store.manifest.shards) == 120
     assert opened == []
     for _ in range(3):
-        store.gather(RESID, torch.tensor([0, 16 * 2 * 499, 5]))
-    assert len(opened) == len(set(opened)) <= 2 * 500  # nothing is mapped twice
+        store.gather(RESID, torch.tensor([0, 16 * 2 * 119, 5]))
+    assert len(opened) == len(set(opened)) <= 2 * 120  # nothing is mapped twice
 
 
 def test_verify_passes_on_a_sound_store_and_the_digest_names_its_contents(store, copy):
@@ -326,15 +326,16 @@ print([name for name in ("transformer_lens", "transformers", "datasets") if name
 """
 
 
-def test_choices_that_do_not_exist_are_named_and_reading_loads_no_language_model(store):
+def test_choices_that_do_not_exist_are_named_and_reading_loads_no_language_model(planted, corpus, tmp_path, config):
     """In a process of its own, where nothing but the code itself checks the types."""
-    command = [sys.executable, "-c", WRONG_CHOICES, str(store.path)]
+    list(collect(planted(), corpus, tmp_path / "s", config))
+    command = [sys.executable, "-c", WRONG_CHOICES, str(tmp_path / "s")]
     lines = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[3]).stdout.splitlines()
     expected = [
         "ConfigError dtype must be one of bfloat16, float16, float32, int8, got 'float64' (CaptureConfig)",
         "ConfigError if_short must be 'error' or 'accept', got 'maybe' (CaptureConfig)",
         "ConfigError sites must be a tuple of at least one site name, got 'blocks.1.hook_resid_post' (CaptureConfig)",
-        f"ConfigError split must be 'train' or 'held_out', got 'test' ({store.path})",
+        f"ConfigError split must be 'train' or 'held_out', got 'test' ({tmp_path / 's'})",
         "[]",
     ]
     assert lines == expected
@@ -399,12 +400,12 @@ def test_nothing_is_lost_where_the_storage_holds_what_the_model_computes(planted
 
 
 def test_measuring_takes_memory_that_does_not_grow_with_the_number_of_tokens():
-    """600 MB of activations are measured in a few MB: what is alive between two pieces is looked at."""
+    """240 MB of activations, twice over, are measured in a few MB: what is alive between two pieces is looked at."""
     from sae.activations.statistics import Piece, measure
 
     def pieces():
         generator = torch.Generator().manual_seed(0)
-        for _ in range(150):
+        for _ in range(60):
             acts = torch.randn(8192, 128, generator=generator).to(torch.bfloat16)
             yield Piece(acts, acts.float().norm(dim=1), torch.ones(8192, dtype=torch.bool))
 
@@ -415,5 +416,5 @@ def test_measuring_takes_memory_that_does_not_grow_with_the_number_of_tokens():
     if "RssAnon" not in Path("/proc/self/status").read_text():
         pytest.skip("this system does not say how much memory a process uses")
     seen = [resident() for _ in measure(pieces, width=128, norm_ratio=6.0)]
-    assert len(seen) == 300
+    assert len(seen) == 120
     assert max(seen[20:]) < min(seen[:20]) + 40
