@@ -106,7 +106,8 @@ def finished(folder: str | Path) -> bool:
 def untrained(store: ActivationStore, plan: Plan, feed: FeedConfig) -> Dictionary:
     """The dictionary of a plan with random atoms and the scaling of the store: what training starts from before it has seen data."""
     scaling = fit_scaling(store, feed.site)
-    provenance: dict[str, Any] = {"site": feed.site, "model_digest": store.manifest.model.digest, "store_digest": store.digest}
+    model = store.manifest.model
+    provenance: dict[str, Any] = {"site": feed.site, "store_digest": store.digest, **({"model_digest": model.digest} if model else {})}
     provenance["training"] = {**plan.json(), "feed": to_json(feed)}
     if isinstance(plan.dictionary, AutoencoderConfig):
         target = None if feed.target_site is None else fit_scaling(store, feed.target_site)
