@@ -9,20 +9,19 @@ The options mirror the configurations of the library. The same command goes on w
 
 import itertools
 import logging
-import signal
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import torch
 import typer
 from rich.logging import RichHandler
 
 from sae.activations.store import ActivationStore
+from sae.cli.machine import compute_device, set_threads
 from sae.cli.options import Flag, Source, command, flags, put
 from sae.cli.scores import print_scores
-from sae.cli.screen import console, display
+from sae.cli.screen import console, display, stoppable
 from sae.dictionaries.autoencoder import AutoencoderConfig
 from sae.dictionaries.codebook import CodebookConfig
 from sae.dictionaries.pursuit import PursuitConfig
@@ -81,19 +80,19 @@ def train(
     Shows loss, FVU, L0, the share of dead latents and the speed, and at the end the held-out scores beside an untrained dictionary and a
     linear code of the same size. OUT/dictionary is the result, OUT/log.jsonl has every step.
     """
-    _set_threads(threads)
+    set_threads(threads)
     activations = ActivationStore.open(store)
     settings = _read_settings(config)
     for name, value in (("architecture", architecture), ("objective", objective), ("atoms", atoms)):
         if value is not None:
             settings[name] = value
     plans, feed, upkeep = _resolve(activations, settings, given)
-    where = _device(device)
+    where = compute_device(device)
     console.print(_title(activations, plans, feed, out), highlight=False, soft_wrap=True)
     if all(finished(out / name) for name in plans):
         console.print("finished already")
     with ExitStack() as stack:
-        stack.enter_context(_stoppable(out))
+        stack.enter_context(stoppable(f"the same command goes on from the last checkpoint in {out}"))
         stack.enter_context(_warnings_on_screen())
         trackers = _trackers(stack, tracker, plans, feed, activations, out, project=project, offline=offline)
         follow = display(next(iter(plans.values())).training.n_steps, feed.batch_size)
@@ -109,22 +108,6 @@ def train(
 
 
 train_command = command(train, list(FLAGS.values()))
-
-
-def _set_threads(threads: int | None) -> None:
-    if threads is not None:
-        if threads < 1:
-            raise ConfigError(f"--threads must be at least 1, got {threads}")
-        torch.set_num_threads(threads)
-
-
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"--device {name} cannot be used: {str(error).splitlines()[0]}") from error
-    return device
 
 
 def _read_settings(path: Path | None) -> dict[str, Any]:
@@ -194,16 +177,6 @@ def _title(store: ActivationStore, plans: Mapping[str, Plan], feed: FeedConfig, 
     sites = " -> ".join(feed.sites)
     n_steps, n_usable = plan.training.n_steps, store.statistics(feed.site).n
     return f"{what} at {sites}: {n_steps:,} steps of {feed.batch_size:,} tokens from {n_usable:,} usable ones; into {out}"
-
-
-@contextmanager
-def _stoppable(out: Path) -> Iterator[None]:
-    """Ctrl-C ends the program with a line that says how to go on."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        console.print(f"stopped; the same command goes on from the last checkpoint in {out}", highlight=False, soft_wrap=True)
-        raise typer.Exit(128 + signal.SIGINT) from None
 
 
 @contextmanager
