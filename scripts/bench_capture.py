@@ -3,7 +3,7 @@
     speed      seconds of `sae.collect` over those of the Hugging Face model cut after the deepest site, `model(tokens)`, whose activations
                are thrown away; same dtype, one process, in alternation; bare is the faster of eager and fused ("sdpa") attention. One site
                and six. "To the end" adds the tokens' share of what follows the last pass: the last shard, statistics and manifest
-    memory     peak resident memory of a process that captures few and ten times as many tokens
+    memory     peak resident memory of a process while it captures few and ten times as many tokens (Linux)
     disk       bytes of the store's folder over n_tokens x sum(widths) x bytes per number
     opening    seconds to open a store of 1,000 shards of six sites: every file is looked up
     mixing     correlation of neighbouring rows of batches, over that of a fresh random permutation of the same tokens
@@ -161,22 +161,29 @@ def _speed_table(seconds: dict[str, list[float]], n_tokens: int, dtype: str, opt
 
 
 CAPTURE_AND_MEASURE = """
-import resource, sys
+import sys
 import torch
 from sae.activations.collect import CaptureConfig, collect
 from sae.activations.corpus import Corpus, from_texts, state_of_the_union
 from sae.models.assets import default_model
 from sae.models.language_model import LanguageModel
 
+
+def memory(name):
+    return next(line.split()[1] for line in open("/proc/self/status") if line.startswith(name))
+
+
 path, n_tokens, threads = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 torch.set_num_threads(threads)
 model = LanguageModel.load(default_model())
 corpus = from_texts([document.text for document in state_of_the_union().documents()])
 list(model.tokenize(["warm"]))
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = memory("VmRSS")
+with open("/proc/self/clear_refs", "w") as file:
+    file.write("5")  # the peak is counted from here
 for _ in collect(model, corpus, path, CaptureConfig(sites=("blocks.0.hook_resid_post",), n_tokens=n_tokens, rows_per_batch=16)):
     pass
-print(before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(before, memory("VmHWM"))
 """
 
 

@@ -44,7 +44,9 @@ def test_moments_are_those_of_numpy_in_float64_over_what_is_kept(dtype, block, t
     monkeypatch.setattr(statistics, "BLOCK_ROWS", block)
     monkeypatch.setattr(statistics, "TILE", tile)
     generator = torch.Generator().manual_seed(5)
-    acts = torch.randn(230, 13, generator=generator) @ torch.randn(13, 13, generator=generator) + offset * torch.rand(13, generator=generator)
+    acts = torch.randn(230, 13, generator=generator) @ torch.randn(13, 13, generator=generator) + offset * torch.rand(
+        13, generator=generator
+    )
     acts[torch.randperm(230, generator=generator)[:9]] *= 40.0
     eligible = torch.rand(230, generator=generator) > 0.1
     pieces = pieces_of(acts, dtype, [100, 1, 79, 50], eligible)
@@ -109,6 +111,8 @@ def test_a_triangle_is_half_of_a_symmetric_matrix():
 def test_the_first_activation_that_is_not_finite_is_named_by_row_and_position():
     norms = torch.ones(20)
     norms[[13, 17]] = torch.tensor([torch.inf, torch.nan])
-    with pytest.raises(FormatError, match=r"s has NaN or infinite activations at 2 tokens here, the first in row 14, position 1; .*is kept"):
+    with pytest.raises(
+        FormatError, match=r"s has NaN or infinite activations at 2 tokens here, the first in row 14, position 1; .*is kept"
+    ):
         check_finite(norms, site="s", first_token=100, context=8)
     check_finite(torch.ones(3), site="s", first_token=0, context=8)
