@@ -1,7 +1,8 @@
 """Planted features: sparse sums of known unit vectors.
 
-    x = sum_i s_i a_i f_i,      s_i ~ Bernoulli(k / n_features) independent,      a_i = max(N(1, 1/4), 0.1)       (1/4 is the variance
-    unless given)
+    x = sum_i s_i a_i f_i,      s_i ~ Bernoulli(k / n_features) independent,      a_i = max(N(1, 1/4), 0.1)
+
+where 1/4 is the variance unless given.
 """
 
 import torch
