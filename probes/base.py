@@ -10,14 +10,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy import sparse
 from scipy.special import expit
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.linear_model import LogisticRegression
 from sklearn.utils.multiclass import check_classification_targets, type_of_target
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
-from probes.selection import Matrix, moments
+from probes.selection import Matrix, z_scores
 from sae.errors import ConfigError
 
 NEWTON_COLUMNS = 1024
@@ -53,14 +52,7 @@ def fit_logistic(
     A dense matrix is centred; a sparse one is scaled only, which gives the same rule because the intercept is not penalised.
     A constant column gets the coefficient 0.
     """
-    _, mean, variance = moments(X, sample_weight)
-    scale = np.sqrt(np.where(variance > 0, variance, 1.0))
-    constant = variance == 0
-    if sparse.issparse(X):
-        mean = np.zeros_like(mean)
-        z = X.astype(np.float64).multiply(np.where(constant, 0.0, 1 / scale)).tocsr()
-    else:
-        z = np.where(constant, 0.0, (X.astype(np.float64) - mean) / scale)
+    z, mean, scale, constant = z_scores(X, sample_weight)
     solver = "newton-cholesky" if X.shape[1] <= NEWTON_COLUMNS else "lbfgs"
     model: Any = LogisticRegression(C=C, class_weight=class_weight, solver=solver, tol=TOLERANCE, max_iter=MAX_STEPS)
     model.fit(z, y, sample_weight=sample_weight)
