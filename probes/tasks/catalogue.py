@@ -1,10 +1,11 @@
 """The tasks that need no data of one's own: what each asks, of what, and how it is made."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 from probes.problem import Target
-from probes.tasks import reviews, speeches
+from probes.tasks import compounds, lexical, python_code, reviews, speeches, wordnet
 from probes.tasks.task import Kind
 from sae.activations.corpus import state_of_the_union
 
@@ -31,6 +32,8 @@ class TaskSource(NamedTuple):
 
 
 _SPEECHES = ("State of the Union addresses, shipped with the workbench", "public domain (US government work); compilation PDDL-1.0")
+
+_NOUNS = ("nouns of WordNet 3.0, shipped with the workbench", wordnet.LICENCE)
 
 
 def _reviews(*writers: str) -> tuple[str, str]:
@@ -66,5 +69,48 @@ CATALOGUE = {
         "download",
         reviews.origin,
     ),
+    "token_kinds": TaskSource(
+        f"which kind of Python token: {', '.join(python_code.TOKEN_KINDS)}",
+        "sources of the installed Python's standard library, by tokenize",
+        python_code.LIBRARY_LICENCE,
+        "token",
+        "classes",
+        "nothing",
+        python_code.token_kinds,
+    ),
+    "prose_or_code": TaskSource(
+        "Python statements, not a paragraph of a docstring",
+        "sources of the installed Python's standard library",
+        python_code.LIBRARY_LICENCE,
+        "text",
+        "binary",
+        "nothing",
+        python_code.prose_or_code,
+    ),
+    "docstring_package": TaskSource(
+        "which package a docstring is from: numpy, scipy, sklearn, torch",
+        "docstrings of installed packages",
+        "those of the packages (BSD-3-Clause)",
+        "text",
+        "classes",
+        "nothing",
+        python_code.docstring_package,
+    ),
+    "compound": TaskSource(
+        "social security, not one of the two words in other company", *_SPEECHES, "token", "binary", "nothing", compounds.compound
+    ),
+    "noun_class": TaskSource(
+        "what a noun in a sentence names: an animal, a plant, a food, a vehicle, a piece of clothing",
+        *_NOUNS,
+        "token",
+        "classes",
+        "nothing",
+        wordnet.noun_class,
+    ),
+    "is_animal": TaskSource("a noun in a sentence names an animal", *_NOUNS, "token", "binary", "nothing", wordnet.is_a),
+    **{
+        name: TaskSource(f"a token {found.question}", *_SPEECHES, "token", "binary", "nothing", partial(lexical.token_task, name))
+        for name, found in lexical.PROPERTIES.items()
+    },
 }
-"""The tasks that need no data of one's own."""
+"""The tasks that need no data of one's own. `CATALOGUE[name].make()` is the task: a Task, or a TokenTask, whose rows a tokenizer has to cut."""

@@ -205,7 +205,9 @@ class Task:
         return marked.replace("\n", "\\n")
 
 
-def check_counts(counts: dict[str, int], least: int, unit: str, where: str) -> None:
+def check_counts(
+    counts: dict[str, int], least: int, unit: str, where: str, advice: str = "give more texts, leave the class out, or set min_per_class"
+) -> None:
     """Raises ConfigError, saying how many rows each class has, when one has fewer than `least`."""
     if counts and min(counts.values()) >= least:
         return
@@ -215,7 +217,6 @@ def check_counts(counts: dict[str, int], least: int, unit: str, where: str) -> N
         if named
         else " and ".join(f"{n} of {name!r}" for name, n in counts.items())
     )
-    advice = "give more texts, leave the class out, or set min_per_class"
     raise ConfigError(f"a task needs at least {least} {unit} of each class, got {found}; {advice} ({where})")
 
 
