@@ -1,0 +1,104 @@
+"""The vector of a category from its words: a direction, and how far along it the words lie.
+
+    mean = mean_i g(y_i),   u = Sigma^{-1} mean / |Sigma^{-1} mean|,    vector = (u . mean) u        so that  mean_i g(y_i) . vector = |vector|^2
+    Sigma = (1 - rho) S + rho tr(S)/d I,   S the words' covariance about their mean,   rho after Ledoit and Wolf
+
+Park, Choe, Jiang, Veitch, ICLR 2025 (arXiv 2406.01506), section 4.2; g in whitened coordinates. The plain mean is the other estimator.
+Ledoit and Wolf, "A well-conditioned estimator for large-dimensional covariance matrices", J. Multivariate Analysis 88 (2004): rho is what
+`sklearn.covariance.ledoit_wolf_shrinkage` gives, from the Gram matrix of the words where they are fewer than the coordinates: some sixty
+times faster for a category of 60, and there are hundreds.
+"""
+
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Float
+from scipy.linalg import solve
+from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from sae.errors import ConfigError
+
+Estimator = Literal["lda", "mean"]
+ESTIMATORS = ("lda", "mean")
+
+
+class CategoryDirection(TransformerMixin, BaseEstimator):
+    """The vector of one category; `transform` gives x . vector / |vector|^2: 1 for its words on average, 0 for what has nothing of it.
+
+    Attributes after `fit`: `vector_` [d], `direction_` [d] of unit length, `mean_` [d], `shrinkage_` rho (0 for the mean), `n_features_in_`.
+    """
+
+    def __init__(self, *, estimator: str = "lda") -> None:
+        self.estimator = estimator
+
+    def fit(self, X: Any, y: None = None) -> "CategoryDirection":
+        """X: the words' rows [n_words, d], at least 2. Raises ConfigError for an unknown estimator and for words whose mean is 0."""
+        X = validate_data(self, X, dtype=np.float64, ensure_min_samples=2)
+        if self.estimator not in ESTIMATORS:
+            raise ConfigError(f"estimator must be one of {', '.join(ESTIMATORS)}, got {self.estimator!r} (CategoryDirection)")
+        self.mean_ = X.mean(axis=0)
+        if not self.mean_.any():
+            raise ConfigError(f"X must have a mean that is not 0, got {len(X)} rows that cancel out (CategoryDirection)")
+        self.vector_, self.shrinkage_ = _fit(X, self.mean_, self.estimator)
+        self.direction_ = self.vector_ / np.linalg.norm(self.vector_)
+        return self
+
+    def transform(self, X: Any) -> Float[np.ndarray, "n 1"]:
+        """x . vector / |vector|^2."""
+        check_is_fitted(self)
+        X = validate_data(self, X, dtype=np.float64, reset=False)
+        return (X @ self.vector_)[:, None] / (self.vector_ @ self.vector_)
+
+    @property
+    def _n_features_out(self) -> int:
+        return 1
+
+
+def category_vector(words: Float[np.ndarray, "n d"], *, estimator: Estimator = "lda") -> Float[np.ndarray, " d"]:
+    """The vector of a category: `CategoryDirection` without the checks, for hundreds of categories."""
+    return _fit(words, words.mean(axis=0), estimator)[0]
+
+
+def ledoit_wolf_shrinkage(centred: Float[np.ndarray, "n d"]) -> float:
+    """rho of rows that have mean 0; equal to scikit-learn's, in O(n d min(n, d)) and without matrices of squares.
+
+    sum_ij (X2^T X2)_ij = sum_k |x_k|^4 and |X^T X|_F = |X X^T|_F turn its sums over coordinates into sums over rows.
+    """
+    return _shrinkage(centred, _gram(centred))
+
+
+def _gram(centred: np.ndarray) -> np.ndarray:
+    n, d = centred.shape
+    return centred @ centred.T if n <= d else centred.T @ centred
+
+
+def _shrinkage(centred: np.ndarray, gram: np.ndarray) -> float:
+    n, d = centred.shape
+    squares = np.einsum("nd,nd->n", centred, centred)
+    trace = squares.sum() / n
+    product = np.square(gram).sum() / n**2
+    beta = (np.square(squares).sum() / n - product) / (d * n)
+    delta = (product - trace**2 / d) / d
+    return float(min(beta, delta) / delta) if beta > 0 and delta > 0 else 0.0
+
+
+def _fit(X: np.ndarray, mean: np.ndarray, estimator: str) -> tuple[np.ndarray, float]:
+    if estimator == "mean":
+        return mean, 0.0
+    centred = X - mean
+    n, d = X.shape
+    gram = _gram(centred)
+    rho = _shrinkage(centred, gram)
+    sphere = rho * np.einsum("nd,nd->", centred, centred) / (n * d)
+    if rho == 0 and n <= d:
+        return mean, 0.0  # words without any spread: the limit of a small one
+    if rho == 1:
+        return mean, 1.0
+    if n <= d:  # (s I + c X^T X)^{-1} m = (m - X^T (s/c I + X X^T)^{-1} X m) / s
+        inner = gram + np.eye(n) * (sphere * n / (1 - rho))
+        weighted = mean - centred.T @ solve(inner, centred @ mean, assume_a="pos")
+    else:
+        weighted = solve(gram * ((1 - rho) / n) + sphere * np.eye(d), mean, assume_a="pos")
+    direction = weighted / np.linalg.norm(weighted)
+    return (direction @ mean) * direction, rho
