@@ -5,7 +5,8 @@
     stability   cos(v, v_b), v_b fitted to documents drawn with replacement; cos(v_1, v_2) of disjoint halves of the documents
 
 A bootstrap shares rows with the data, so cos(v, v_b) is far from 0 even for labels that mean nothing: it is read against shuffled labels.
-The two halves share no document: there shuffled labels give 0 on average.
+The two halves share no document: there shuffled labels give 0 on average. For pairs a shuffle turns documents round; the axis of an uncentred
+PCA does not see that, so its null has the cosine of the data with a random sign: the labels gave it no more than the sign.
 """
 
 from collections.abc import Mapping
@@ -120,18 +121,14 @@ class ReaderComparison(Result):
         figure = new_figure(f"Directions for {self.name!r}", "AUC on held-out documents", "", height=120 + 44 * (len(self.readers) + 1))
         names = [*self.readers, *([RANDOM] if self.random else [])]
         found = [score.auc for score in [*self.scores, *([self.random] if self.random else [])]]
-        error = {
-            "type": "data",
-            "symmetric": False,
-            "array": [a.high - a.value for a in found],
-            "arrayminus": [a.value - a.low for a in found],
-        }
-        colours = [colour(0)] * len(self.readers) + [CONTROL] * (len(names) - len(self.readers))
-        figure.add_trace(
-            go.Scatter(
-                x=[a.value for a in found], y=names, error_x=error, mode="markers", name="AUC, 95 %", marker={"color": colours, "size": 9}
+        parts = [("AUC, 95 %", colour(0), slice(0, len(self.readers))), (f"{RANDOM}, mean", CONTROL, slice(len(self.readers), len(names)))]
+        for label, ink, part in parts if self.random else parts[:1]:
+            a = found[part]
+            error = {"type": "data", "symmetric": False, "array": [e.high - e.value for e in a], "arrayminus": [e.value - e.low for e in a]}
+            marker = {"color": ink, "size": 9}
+            figure.add_trace(
+                go.Scatter(x=[e.value for e in a], y=names[part], error_x=error | {"color": ink}, mode="markers", name=label, marker=marker)
             )
-        )
         null = [(name, a.null_mean, a.null_sd or 0.0) for name, a in zip(names, found, strict=True) if a.null_mean is not None]
         if null:
             spread = {"type": "data", "array": [2 * sd for _, _, sd in null], "color": CONTROL}

@@ -97,6 +97,10 @@ def resampled(rows: LabelledRows, rng: np.random.Generator) -> LabelledRows:
 
 def holdout(rows: LabelledRows, *, test_share: float, seed: int) -> Fold:
     """One split by document of a data set; the error says which set it was. Raises ConfigError if a side lacks a class."""
+    if len(np.unique(rows.y)) < 2:
+        raise ConfigError(
+            f"data set {rows.name!r} cannot be split: it must have both classes, got only class {rows.y[:1].tolist()}; add rows"
+        )
     try:
         return group_holdout(rows.y, rows.groups, test_share=test_share, seed=seed)
     except ConfigError as error:

@@ -19,7 +19,7 @@ from sklearn.base import BaseEstimator
 from sklearn.cluster import KMeans
 from sklearn.utils.validation import check_array, check_is_fitted
 
-from probes.figures import CONTROL, new_figure
+from probes.figures import CONTROL, colour, new_figure
 from probes.results import Result, Table
 from sae.errors import ConfigError
 
@@ -161,7 +161,7 @@ class ConceptShiftReport(Result):
         for name, values, style in (
             ("unmoved", self.cosine_unmoved, {"color": CONTROL, "symbol": "circle-open"}),
             ("samples paired at random", self.cosine_null, {"color": CONTROL, "symbol": "x-thin-open"}),
-            ("moved", self.cosine, {"size": 9}),
+            ("moved", self.cosine, {"size": 9, "color": colour(0)}),
         ):
             figure.add_trace(go.Scatter(x=self.consistency, y=values, mode="markers", name=name, marker=style, text=hover))
         return figure

@@ -127,7 +127,7 @@ class TruthfulnessMap(Result):
         marker = {"symbol": "square-open", "size": 14, "color": "#000", "line": {"width": 2}}
         name = f"chosen: test AUC {self.test.value:.2f} [{self.test.low:.2f}, {self.test.high:.2f}]"
         figure.add_trace(go.Scatter(x=[self.chosen[1]], y=[str(self.chosen[0])], mode="markers", marker=marker, name=name, showlegend=True))
-        figure.update_layout(legend={"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": 0})
+        figure.update_layout(legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}, margin={"t": 88})
         figure.update_xaxes(type="category")
         figure.update_yaxes(type="category")
         return figure
