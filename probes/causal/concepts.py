@@ -42,7 +42,7 @@ class ConceptDirection(TransformerMixin, BaseEstimator):
     the mean; `leave_one_out_` [n], each difference's coordinate along the direction of the others; `n_features_in_`.
     """
 
-    def fit(self, X: Any, y: None = None) -> "ConceptDirection":
+    def fit(self, X: Any, y: Any = None) -> "ConceptDirection":
         """X: differences [n_pairs, d], at least 2. Raises ConfigError when they cancel out, ValueError for an X that cannot be used."""
         X = validate_data(self, X, dtype=np.float64, ensure_min_samples=2)
         self.mean_ = X.mean(axis=0)
@@ -117,7 +117,7 @@ class ConceptStudy(Result):
                     len(self.scores[i]),
                     float(self.z[i]),
                     float(self.share[i]),
-                    float(self._cosine(i)),
+                    float(self._cosine(int(i))),
                     float(np.linalg.norm(self.means[i])),
                     float(self.dispersion[i]),
                     float(self.null_z[i].mean()),

@@ -80,7 +80,7 @@ class Measurement(Result):
 
 def measure(
     contexts: Float[np.ndarray, "n d"],
-    labels: Int[np.ndarray, " n"],
+    labels: Int[np.ndarray, "_"],
     pairs: CounterfactualPairs,
     unembedding: Unembedding,
     causal: CausalInnerProduct,

@@ -37,10 +37,10 @@ class CausalInnerProduct(TransformerMixin, BaseEstimator):
     >>> causal.cosine(differences, other_differences)
     """
 
-    def __init__(self, *, ridge: float | None = None) -> None:
+    def __init__(self, *, ridge: Any = None) -> None:
         self.ridge = ridge
 
-    def fit(self, X: Any, y: None = None) -> "CausalInnerProduct":
+    def fit(self, X: Any, y: Any = None) -> "CausalInnerProduct":
         """Whiten by the rows of X [n_tokens, d], in float64 whatever X is in.
 
         Raises ConfigError for a covariance without an inverse, ValueError (as scikit-learn does) for an X that cannot be used.

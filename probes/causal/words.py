@@ -136,7 +136,7 @@ WORD_PAIRS = MappingProxyType(
             le el et y avec con sans sin pour para dans en sur sobre mais pero ou o quand cuando qui quien maison casa eau agua roi rey
             enfant niño femme mujer homme hombre année año jour día nuit noche monde mundo temps tiempo vie vida amour amor ville ciudad
             rue calle église iglesia école escuela livre libro pays país guerre guerra ami amigo bon bueno grand grande tout todo
-            très muy aussi también plus más notre nuestro est es sont son était era entre entre où donde"""),
+            très muy aussi también plus más notre nuestro est es sont son était era où donde"""),
         "thing ⇒ part": _pairs("""
             hand finger foot toe car wheel tree branch house roof book page flower petal bird wing fish fin door handle ship deck
             guitar string clock hand knife blade shoe sole year month week day hour minute army soldier school classroom face nose

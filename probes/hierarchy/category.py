@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float
-from scipy.linalg import solve
+from scipy.linalg import pinvh, solve
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
@@ -21,6 +21,8 @@ from sae.errors import ConfigError
 
 Estimator = Literal["lda", "mean"]
 ESTIMATORS = ("lda", "mean")
+ROUNDING = 100.0
+"""Machine epsilons of the words' own length below which their spread is none."""
 
 
 class CategoryDirection(TransformerMixin, BaseEstimator):
@@ -29,10 +31,10 @@ class CategoryDirection(TransformerMixin, BaseEstimator):
     Attributes after `fit`: `vector_` [d], `direction_` [d] of unit length, `mean_` [d], `shrinkage_` rho (0 for the mean), `n_features_in_`.
     """
 
-    def __init__(self, *, estimator: str = "lda") -> None:
+    def __init__(self, *, estimator: Any = "lda") -> None:
         self.estimator = estimator
 
-    def fit(self, X: Any, y: None = None) -> "CategoryDirection":
+    def fit(self, X: Any, y: Any = None) -> "CategoryDirection":
         """X: the words' rows [n_words, d], at least 2. Raises ConfigError for an unknown estimator and for words whose mean is 0."""
         X = validate_data(self, X, dtype=np.float64, ensure_min_samples=2)
         if self.estimator not in ESTIMATORS:
@@ -88,16 +90,19 @@ def _fit(X: np.ndarray, mean: np.ndarray, estimator: str) -> tuple[np.ndarray, f
         return mean, 0.0
     centred = X - mean
     n, d = X.shape
+    spread = np.einsum("nd,nd->", centred, centred)
+    if spread <= (ROUNDING * np.finfo(np.float64).eps) ** 2 * np.einsum("nd,nd->", X, X):
+        return mean, 0.0  # words that are all the same: the limit of a small spread
     gram = _gram(centred)
     rho = _shrinkage(centred, gram)
-    sphere = rho * np.einsum("nd,nd->", centred, centred) / (n * d)
-    if rho == 0 and n <= d:
-        return mean, 0.0  # words without any spread: the limit of a small one
-    if rho == 1:
-        return mean, 1.0
+    sphere = rho * spread / (n * d)
+    if rho == 1 or (rho == 0 and n <= d):  # nothing but the sphere, or too few words to tell a covariance by (two of them)
+        return mean, rho
     if n <= d:  # (s I + c X^T X)^{-1} m = (m - X^T (s/c I + X X^T)^{-1} X m) / s
         inner = gram + np.eye(n) * (sphere * n / (1 - rho))
         weighted = mean - centred.T @ solve(inner, centred @ mean, assume_a="pos")
+    elif rho == 0:
+        weighted = pinvh(gram) @ mean
     else:
         weighted = solve(gram * ((1 - rho) / n) + sphere * np.eye(d), mean, assume_a="pos")
     direction = weighted / np.linalg.norm(weighted)

@@ -96,7 +96,12 @@ class Simplex(Result):
                 at = mine & (self.held_out == held)
                 style = {
                     "mode": "markers",
-                    "marker": {"size": 4 + 2 * held, "color": colour(i), "symbol": symbol, "opacity": 0.45 + 0.4 * held},
+                    "marker": {
+                        "size": (4 + 2 * held) if n_axes < 3 else 3,
+                        "color": colour(i),
+                        "symbol": symbol,
+                        "opacity": 0.45 + 0.4 * held,
+                    },
                 }
                 texts = [word for word, shown in zip(self.words, at, strict=True) if shown]
                 add(**_axes(self.coordinates[at]), text=texts, name=name + (", held out" if held else ""), **style)
