@@ -19,9 +19,11 @@ from typing import Any, TypeAlias
 import numpy as np
 from jaxtyping import Float, Shaped
 from scipy.stats import rankdata
+from sklearn import config_context
 from sklearn.base import BaseEstimator, ClassifierMixin, MetaEstimatorMixin, clone
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import LeavePGroupsOut, LeavePOut, StratifiedGroupKFold, StratifiedKFold
+from sklearn.pipeline import Pipeline
 from sklearn.utils import get_tags
 from sklearn.utils.multiclass import check_classification_targets, type_of_target
 from sklearn.utils.validation import check_is_fitted, validate_data
@@ -112,8 +114,8 @@ class ValidatedProbe(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
             raise ConfigError(f"settings must give at least one setting, got none for {X.shape} (ValidatedProbe)")
         aucs = np.full(len(settings), np.nan)
         if folds:
-            per_fold = [[self._auc(setting, X, y, fold) for fold in folds] for setting in settings]
-            aucs = np.mean(per_fold, axis=1).round(TIE_DECIMALS)
+            per_fold = [_aucs(self.estimator, settings, X, y, fold) for fold in folds]
+            aucs = np.mean(per_fold, axis=0).round(TIE_DECIMALS)
         order = [i for i in np.argsort(-aucs, kind="stable").tolist() if not folds or np.isfinite(aucs[i])]
         chosen, probe = self._first_that_converges(settings, order, X, y)
         if not folds:
@@ -121,10 +123,6 @@ class ValidatedProbe(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
         self.classes_, self.probe_, self.setting_ = classes, probe, dict(settings[chosen])
         self.val_aucs_, self.val_auc_, self.n_validation_ = aucs, float(aucs[chosen]), len(folds)
         return self
-
-    def _auc(self, setting: Mapping[str, Any], X: Any, y: np.ndarray, fold: Fold) -> float:
-        probe = _fitted(self.estimator, setting, X[fold.train], y[fold.train])
-        return float("nan") if probe is None else ranking_auc(y[fold.test], _decision(probe, X[fold.test]))
 
     def _first_that_converges(self, settings: Sequence[Mapping[str, Any]], order: Sequence[int], X: Any, y: np.ndarray) -> tuple[int, Any]:
         for i in order:
@@ -160,10 +158,24 @@ class ValidatedProbe(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
         return tags
 
 
+def _aucs(estimator: Any, settings: Sequence[Mapping[str, Any]], X: Any, y: np.ndarray, fold: Fold) -> list[float]:
+    """The AUC of every setting on the fold's validation rows; what comes before a pipeline's last step is fitted once if no setting is of it."""
+    train, test = X[fold.train], X[fold.test]
+    if isinstance(estimator, Pipeline) and len(estimator.steps) > 1:
+        name, last = estimator.steps[-1]
+        own = f"{name}__"
+        if all(key.startswith(own) for setting in settings for key in setting):
+            before: Any = clone(Pipeline(estimator.steps[:-1]))
+            train, test = before.fit_transform(train, y[fold.train]), before.transform(test)
+            estimator, settings = last, [{key.removeprefix(own): value for key, value in setting.items()} for setting in settings]
+    probes = (_fitted(estimator, setting, train, y[fold.train]) for setting in settings)
+    return [float("nan") if probe is None else ranking_auc(y[fold.test], _decision(probe, test)) for probe in probes]
+
+
 def _fitted(estimator: Any, setting: Mapping[str, Any], X: Any, y: np.ndarray) -> Any:
     """A fitted clone, or None where it does not converge."""
     probe: Any = clone(estimator).set_params(**setting)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), config_context(assume_finite=True, skip_parameter_validation=True):
         warnings.simplefilter("error", ConvergenceWarning)
         try:
             return probe.fit(X, y)

@@ -1,7 +1,9 @@
 """Columns to read: those whose class means lie furthest apart, or some drawn without looking.
 
-a_j = mean of x_j where x_j is not 0                                      (1 unless columns are divided)
-m_j = max_c |mean of x_j / a_j in class c - mean of it elsewhere|         two classes: the difference of their means
+    m_j = max_c |mean of x_j in class c - mean of x_j elsewhere| / a_j        two classes: the difference of their means
+    a_j = mean of |x_j| where x_j is not 0                                    1 unless columns are divided, and for a column of zeros
+
+Kantamneni et al., 2025, arXiv 2502.16681, rank latents so, and divide them in later versions of their code.
 """
 
 from typing import Any
@@ -20,13 +22,13 @@ from sae.errors import ConfigError
 class LeadingColumns(TransformerMixin, BaseEstimator):
     """The k columns with the largest difference of class means, as a dense matrix; a sparse X is read as it is, never made dense.
 
-    divide: whether each column is first divided by its mean over rows where it is not 0 (a column whose mean there is 0 stays as it is),
-    so that latents are compared by how often they are active and not by how strongly. k above the number of columns takes all.
+    divide: whether each column is first divided by a_j, so that latents are compared by how often they are active and not by how strongly;
+    with few rows this favours latents that are active once. k above the number of columns takes all.
 
     Attributes after `fit`: `support_` (columns, best first), `scale_` (what each of them is divided by), `n_features_in_`.
     """
 
-    def __init__(self, k: Any = 16, divide: Any = True) -> None:
+    def __init__(self, k: Any = 16, divide: Any = False) -> None:
         self.k = k
         self.divide = divide
 
@@ -44,7 +46,7 @@ class LeadingColumns(TransformerMixin, BaseEstimator):
         sides = classes[1:] if len(classes) == 2 else classes
         difference = np.max([np.abs(mean_difference(X, (y == label).astype(np.int64))) for label in sides], axis=0)
         scale = _mean_where_active(X) if self.divide else np.ones(X.shape[1])
-        self.support_ = top_k(difference / np.abs(scale), min(int(self.k), X.shape[1]))
+        self.support_ = top_k(difference / scale, min(int(self.k), X.shape[1]))
         self.scale_ = scale[self.support_]
         return self
 
@@ -97,10 +99,8 @@ class RandomColumns(SelectorMixin, BaseEstimator):
 
 
 def _mean_where_active(X: Any) -> np.ndarray:
-    if sparse.issparse(X):
-        active, total = X.count_nonzero(axis=0) if hasattr(X, "count_nonzero") else (X != 0).sum(axis=0), X.sum(axis=0)
-    else:
-        active, total = np.count_nonzero(X, axis=0), X.sum(axis=0)
-    active, total = np.asarray(active).ravel(), np.asarray(total, dtype=np.float64).ravel()
-    mean = total / np.maximum(active, 1)
-    return np.where(np.abs(mean) > 0, mean, 1.0)
+    """Mean of |x| over the rows where a column is not 0; 1 where it never is."""
+    size = abs(X)
+    total = np.asarray(size.sum(axis=0), dtype=np.float64).ravel()
+    active = np.asarray((size > 0).sum(axis=0), dtype=np.float64).ravel()
+    return np.where(active > 0, total / np.maximum(active, 1), 1.0)

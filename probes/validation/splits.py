@@ -135,7 +135,7 @@ def check_classes(y: np.ndarray, where: str) -> np.ndarray:
     """The classes there are, sorted. ConfigError unless there are two or more."""
     classes = np.unique(y)
     if len(classes) < 2:
-        raise ConfigError(f"y must hold two classes or more, got only {classes[0]!r} on all {len(y)} rows ({where})")
+        raise ConfigError(f"y must hold two classes or more, got only {classes.tolist()[0]!r} on all {len(y)} rows ({where})")
     return classes
 
 
@@ -143,7 +143,7 @@ def check_fold(fold: Fold, y: np.ndarray, groups: np.ndarray) -> None:
     """ConfigError if a document is on both sides, a side is empty, or a side lacks a class."""
     shared = np.intersect1d(groups[fold.train], groups[fold.test])
     if len(shared):
-        raise ConfigError(f"folds must not share groups between train and test, got {len(shared)} shared, e.g. {shared[0]!r}")
+        raise ConfigError(f"folds must not share groups between train and test, got {len(shared)} shared, e.g. {shared.tolist()[0]!r}")
     for side, rows in zip(fold._fields, fold, strict=True):
         if not len(rows):
             raise ConfigError(f"every fold must have rows on both sides, got none in {side}")
