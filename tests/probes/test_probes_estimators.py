@@ -2,19 +2,36 @@ import numpy as np
 import pytest
 from scipy import sparse
 from sklearn.base import clone
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import ElasticNet, LogisticRegression, Ridge
+from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from probes.base import fit_logistic
 from probes.linear import DenseProbe
-from probes.sparse import KSparseProbe
+from probes.optimal import OptimalSparseProbe, OptimalSparseRegressor
+from probes.selection import RANKINGS
+from probes.sparse import KSparseProbe, KSparseRegressor, fit_path
 from sae.errors import ConfigError
+
+QUICK = [name for name in RANKINGS if name not in ("mean_difference", "mutual_information")]
 
 
 @parametrize_with_checks(
-    [KSparseProbe(), KSparseProbe(k=2, ranking="pooled_t"), KSparseProbe(k=1, ranking="random", random_state=3), DenseProbe()]
+    [
+        KSparseProbe(),
+        KSparseProbe(k=1, ranking="random", random_state=3),
+        *[KSparseProbe(k=2, ranking=name) for name in QUICK],
+        KSparseProbe(k=2, ranking="mutual_information", filter_size=3),
+        DenseProbe(),
+        OptimalSparseProbe(filter_size=5),
+        KSparseRegressor(),
+        KSparseRegressor(k=3, ranking="regression_f", alpha=0.1, l1_ratio=0.5),
+        KSparseRegressor(k=1, ranking="random", random_state=3),
+        KSparseRegressor(k=2, ranking="mutual_information", filter_size=3),
+        OptimalSparseRegressor(),
+    ]
 )
 def test_probe_passes_every_check_of_scikit_learn(estimator, check):
     check(estimator)
@@ -92,6 +109,76 @@ def test_random_ranking_does_not_look_at_the_labels():
     assert supports[0] != KSparseProbe(k=5, ranking="random", random_state=3).fit(X, y).support_.tolist()
 
 
+def test_path_is_every_k_fitted_by_itself_from_one_ranking(monkeypatch):
+    X, y = problem()
+    labels = np.array(["no", "yes"])[y]
+    calls = []
+    ranking = RANKINGS["welch_t"]
+    for matrix in (X, sparse.csr_matrix(X)):
+        monkeypatch.setitem(RANKINGS, "welch_t", ranking)
+        alone = {k: KSparseProbe(k=k, ranking="welch_t", C=0.3).fit(matrix, labels) for k in (1, 2, 5, 40, 70)}
+        monkeypatch.setitem(RANKINGS, "welch_t", lambda *given: calls.append(1) or ranking(*given))
+        path = fit_path(KSparseProbe(ranking="welch_t", C=0.3), matrix, labels, [5, 1, 2, 70, 40])
+        assert list(path) == [1, 2, 5, 40, 70]
+        for k, probe in path.items():
+            assert probe.k == k
+            assert probe.support_.tolist() == alone[k].support_.tolist()
+            np.testing.assert_allclose(probe.coef_, alone[k].coef_, rtol=1e-5, atol=1e-7)
+            assert probe.predict(matrix).tolist() == alone[k].predict(matrix).tolist()
+    assert len(calls) == 2
+
+
+def test_warm_start_takes_fewer_steps():
+    X, y = problem()
+    weight = np.ones(len(y))
+    options = {"C": 1.0, "class_weight": "balanced"}
+    cold = fit_logistic(X, y, weight, **options)
+    warm = fit_logistic(X, y, weight, **options, start=cold)
+    assert warm.n_iter < cold.n_iter
+    np.testing.assert_allclose(warm.coef, cold.coef, rtol=1e-6)
+
+
+def test_one_against_the_rest_gives_every_class_columns_of_its_own():
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 3, 600)
+    X = rng.normal(size=(600, 20))
+    X[np.arange(600), 4 * y] += 3.0  # class c is seen in column 4 c
+    names = np.array(["cat", "dog", "fox"])[y]
+    for matrix in (X, sparse.csr_matrix(X)):
+        model = OneVsRestClassifier(KSparseProbe(k=1)).fit(matrix, names)
+        assert [probe.support_.tolist() for probe in model.estimators_] == [[0], [4], [8]]
+        assert model.score(matrix, names) > 0.8
+    with pytest.raises(ValueError, match=r"(?s)Only binary.*multiclass.*OneVsRestClassifier"):
+        KSparseProbe(k=1).fit(X, names)
+
+
+def test_regressor_is_ridge_and_elastic_net_of_scikit_learn_on_the_chosen_z_scores():
+    X, _ = problem()
+    rng = np.random.default_rng(3)
+    t = 2 * X[:, 7] - X[:, 31] + rng.normal(size=len(X)) + 50
+    weight = rng.uniform(0.2, 3, len(X))
+    for l1_ratio in (0.0, 0.6):
+        found = KSparseRegressor(k=6, alpha=0.05, l1_ratio=l1_ratio).fit(X, t, weight)
+        assert set(found.support_[:2]) == {7, 31}
+        columns, share = X[:, found.support_], weight / weight.sum()
+        z = (columns - share @ columns) / np.sqrt(share @ (columns - share @ columns) ** 2)
+        u = (t - share @ t) / np.sqrt(share @ (t - share @ t) ** 2)
+        if l1_ratio:
+            oracle = ElasticNet(alpha=0.05, l1_ratio=l1_ratio, tol=1e-10, max_iter=100_000).fit(z, u, sample_weight=weight)
+        else:
+            oracle = Ridge(alpha=0.05 * weight.sum()).fit(z, u, sample_weight=weight)
+        expected = oracle.predict(z) * np.sqrt(share @ (t - share @ t) ** 2) + share @ t
+        np.testing.assert_allclose(found.predict(X), expected, rtol=1e-6)
+        csr = clone(found).fit(sparse.csr_matrix(X), t, weight)
+        np.testing.assert_allclose(csr.predict(sparse.csr_matrix(X)), expected, rtol=1e-6)
+
+
+def test_a_constant_number_is_predicted_as_that_constant():
+    X, _ = problem(30)
+    for probe in (KSparseRegressor(k=2), OptimalSparseRegressor()):
+        assert probe.fit(X, np.full(30, 0.1)).predict(X) == pytest.approx(np.full(30, 0.1))
+
+
 def test_sparse_selection_densifies_only_the_chosen_columns():
     X = sparse.random(200, 400_000, density=1e-4, random_state=0, format="csr")  # 640 MB if it were dense
     y = np.arange(200) % 2
@@ -110,6 +197,14 @@ def test_sparse_selection_densifies_only_the_chosen_columns():
         (KSparseProbe(k=0), ["k must be", "at least 1", "got 0"]),
         (KSparseProbe().set_params(k=2.5), ["k must be a whole number", "2.5"]),
         (KSparseProbe(ranking="magic"), ["ranking must be one of", "mean_difference", "'magic'"]),
+        (KSparseProbe(filter_size=0), ["filter_size must be a whole number", "got 0"]),
+        (KSparseProbe(ranking="l1_path").set_params(random_state="x"), ["random_state must be an integer or None", "'x'"]),
+        (KSparseRegressor(ranking="welch_t"), ["ranking must be one of correlation", "'welch_t'"]),
+        (KSparseRegressor(alpha=0.0), ["alpha must be a positive number", "got 0.0"]),
+        (KSparseRegressor(l1_ratio=1.5), ["l1_ratio must be in [0, 1]", "1.5"]),
+        (OptimalSparseProbe(k=0), ["k must be a whole number", "OptimalSparseProbe"]),
+        (OptimalSparseProbe(time_limit=-1.0), ["time_limit must be a positive number", "-1.0"]),
+        (OptimalSparseRegressor(gamma=0.0), ["gamma must be a positive number", "0.0"]),
         (KSparseProbe(ranking="random"), ["random_state must be an integer", "None"]),
         (KSparseProbe(C=0.0), ["C must be a positive number", "got 0.0"]),
         (DenseProbe(C=-1.0), ["C must be a positive number", "-1.0", "DenseProbe"]),
