@@ -154,8 +154,9 @@ def _minimise(problem: _Problem, theta: np.ndarray) -> tuple[np.ndarray, int]:
     gradient, inverse, previous, n_slow = _gradient(problem, point), None, 1e-300, 0
     for n_iter in range(1, MAX_STEPS + 1):
         if inverse is None:
-            inverse, n_slow = _inverse_hessian(problem, point), 0
-        step = -(inverse @ gradient)
+            step, inverse, n_slow = *_newton_step(problem, point, gradient), 0
+        else:
+            step = blas.dsymv(-1.0, inverse, gradient)
         new, size = _descend(problem, point, step, step @ z, float(gradient @ step))
         length = float(np.abs(step).max())
         shrunk, previous = length / previous, length
@@ -164,9 +165,9 @@ def _minimise(problem: _Problem, theta: np.ndarray) -> tuple[np.ndarray, int]:
             return new.theta, n_iter
         new_gradient = _gradient(problem, new)
         n_slow = n_slow + 1 if shrunk > SLOW else 0
-        if size < 1 or len(theta) <= NEWTON_UP_TO + 1 or n_slow == 2:
+        if size < 1 or n_slow == 2:
             inverse = None
-        else:
+        elif inverse is not None:
             _update(inverse, step, new_gradient - gradient)
         point, gradient = new, new_gradient
     raise SaeError(f"a logistic fit to {len(theta) - 1} columns did not converge in {MAX_STEPS} steps at C={problem.C:g}; lower C")
@@ -186,17 +187,32 @@ def _descend(problem: _Problem, point: _Point, step: np.ndarray, along: np.ndarr
 
 
 def _update(inverse: np.ndarray, s: np.ndarray, y: np.ndarray) -> None:
-    """The BFGS update of B in place; left out where rounding has made y.s worthless."""
+    """The BFGS update of B, its upper triangle, in place; left out where rounding has made y.s worthless."""
     curvature = float(s @ y)
     if curvature <= 1e-12 * float(np.abs(s).max() * np.abs(y).max()):
         return
-    by = inverse @ y
-    inverse += np.outer(s, s * ((1 + float(y @ by) / curvature) / curvature) - by / curvature)
-    inverse -= np.outer(by / curvature, s)
+    by = blas.dsymv(1.0, inverse, y)
+    blas.dsyr((1 + float(y @ by) / curvature) / curvature, s, a=inverse, overwrite_a=1)
+    blas.dsyr2(-1 / curvature, by, s, a=inverse, overwrite_a=1)
 
 
-def _inverse_hessian(problem: _Problem, point: _Point) -> np.ndarray:
-    """B: the inverse of the Hessian."""
+def _newton_step(problem: _Problem, point: _Point, gradient: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """- B gradient, and the upper triangle of B, the inverse of the Hessian: None where it will not be kept."""
+    n_theta = len(point.theta)
+    hessian = _hessian(problem, point)
+    scale, ridge = float(hessian.diagonal().max()), 0.0
+    for _ in range(60):
+        factor, step, failed = lapack.dposv(hessian, gradient)
+        if not failed:
+            return -step, None if n_theta <= NEWTON_UP_TO + 1 else lapack.dpotri(factor)[0]
+        # The penalty is below the rounding of the Hessian, or no row is undecided.
+        ridge = max(10 * ridge, n_theta * np.finfo(np.float64).eps * scale, np.finfo(np.float64).tiny)
+        hessian.flat[:: n_theta + 1] += ridge
+    raise SaeError(f"the Hessian of a logistic fit to {n_theta - 1} columns is not finite: look for NaN or infinite values in the columns")
+
+
+def _hessian(problem: _Problem, point: _Point) -> np.ndarray:
+    """[1 Z]^T D [1 Z] + I / C, its upper triangle at least."""
     n_theta = len(point.theta)
     hessian = None
     if problem.z32 is not None and n_theta > NEWTON_UP_TO + 1:
@@ -206,15 +222,6 @@ def _inverse_hessian(problem: _Problem, point: _Point) -> np.ndarray:
             hessian = None
     if hessian is None:
         z = problem.z[:n_theta]
-        hessian = (z * point.d) @ z.T
+        hessian = np.asfortranarray((z * point.d) @ z.T)
     hessian.flat[n_theta + 1 :: n_theta + 1] += 1 / problem.C
-    scale, ridge = float(hessian.diagonal().max()), 0.0
-    for _ in range(60):
-        factor, failed = lapack.dpotrf(hessian)
-        if not failed:
-            upper, _ = lapack.dpotri(factor)
-            return np.triu(upper) + np.triu(upper, 1).T
-        # The penalty is below the rounding of the Hessian, or no row is undecided.
-        ridge = max(10 * ridge, n_theta * np.finfo(np.float64).eps * scale, np.finfo(np.float64).tiny)
-        hessian.flat[:: n_theta + 1] += ridge
-    raise SaeError(f"the Hessian of a logistic fit to {n_theta - 1} columns is not finite; look for values that are not in the columns")
+    return hessian

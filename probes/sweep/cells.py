@@ -16,7 +16,7 @@ from probes.sweep.config import DENSE, RANDOM, SweepCell, SweepConfig
 from probes.sweep.dense import fit_dense
 from probes.sweep.plan import Fit, Plan
 from probes.sweep.ranks import scores
-from probes.sweep.scoring import Answers, probe_score, validation_scores
+from probes.sweep.scoring import Answers, Scorer
 from sae.errors import ConfigError
 
 N_DENSE_NULLS = 1
@@ -58,37 +58,39 @@ def _shared_cells(name: str, X: Features, plans: Sequence[Plan], config: SweepCo
     by_ranking = scores(X, fits, config.rankings, seed=config.seed)
     columns, k_max, d = _Columns(X), max(config.ks), X.shape[1]
     cells: list[list[SweepCell]] = [[] for _ in plans]
+    scorers = [Scorer(plan, config) for plan in plans]
     for ranking in config.rankings:
         position = 0
-        for plan, found in zip(plans, cells, strict=True):
+        for plan, scorer, found in zip(plans, scorers, cells, strict=True):
             supports = [top_k(score, k_max) for score in by_ranking[ranking][position : position + len(plan.fits)]]
             position += len(plan.fits)
-            found += _sparse_cells(name, ranking, columns, plan, supports, d, config)
+            found += _sparse_cells((name, ranking, d), columns, plan, scorer, supports, config)
     draws = [top_k(random_scores(d, seed=config.seed + i), k_max) for i in range(config.n_random)]
     drawn = [(support, columns.take(support)) for support in draws]
-    for plan, found in zip(plans, cells, strict=True):
+    for plan, scorer, found in zip(plans, scorers, cells, strict=True):
         if drawn:
             answers = [_nested_answers(values, plan.test, config) for _, values in drawn]
             for i, k in enumerate(config.ks):
-                score = probe_score(plan, [draw[i] for draw in answers], [], config)
+                score = scorer.test([draw[i] for draw in answers], [])
                 found.append(SweepCell(plan.problem.name, name, RANDOM, k, d, {}, score, ()))
     if config.dense:
-        for found, cell in zip(cells, _dense_cells(name, X, plans, config), strict=True):
+        for found, cell in zip(cells, _dense_cells(name, X, plans, scorers, config), strict=True):
             found.append(cell)
     return cells
 
 
 def _sparse_cells(
-    name: str, ranking: str, columns: _Columns, plan: Plan, supports: list[np.ndarray], d: int, config: SweepConfig
+    labels: tuple[str, str, int], columns: _Columns, plan: Plan, scorer: Scorer, supports: list[np.ndarray], config: SweepConfig
 ) -> list[SweepCell]:
+    name, ranking, d = labels
     answers = [_nested_answers(columns.take(support), fit, config) for support, fit in zip(supports, plan.fits, strict=True)]
     n_validation = len(plan.validation)
     cells = []
     for i, k in enumerate(config.ks):
         test, validation, nulls = answers[0][i], answers[1 : 1 + n_validation], answers[1 + n_validation :]
-        score = probe_score(plan, [test], [each[i] for each in nulls], config)
+        score = scorer.test([test], [each[i] for each in nulls])
         chosen = tuple(supports[0][:k].tolist())
-        valid = validation_scores(plan, [each[i] for each in validation])
+        valid = scorer.validation([each[i] for each in validation])
         cells.append(SweepCell(plan.problem.name, name, ranking, k, d, valid, score, chosen))
     return cells
 
@@ -105,17 +107,16 @@ def _nested_answers(values: np.ndarray, fit: Fit, config: SweepConfig) -> list[A
     return [answers[i] for i in range(len(config.ks))]
 
 
-def _dense_cells(name: str, X: Features, plans: Sequence[Plan], config: SweepConfig) -> list[SweepCell]:
+def _dense_cells(name: str, X: Features, plans: Sequence[Plan], scorers: Sequence[Scorer], config: SweepConfig) -> list[SweepCell]:
     fits = [[plan.test, *plan.validation, *plan.nulls[:N_DENSE_NULLS]] for plan in plans]
     flat = [fit for each in fits for fit in each]
     decisions = fit_dense(X, flat, C=config.C)
     cells, position = [], 0
-    for plan, own in zip(plans, fits, strict=True):
+    for plan, scorer, own in zip(plans, scorers, fits, strict=True):
         answers = [Answers(fit.test, decisions[fit.test, position + i]) for i, fit in enumerate(own)]
         position += len(own)
         n = 1 + len(plan.validation)
-        score = probe_score(plan, answers[:1], answers[n:], config)
-        valid = validation_scores(plan, answers[1:n])
+        score, valid = scorer.test(answers[:1], answers[n:]), scorer.validation(answers[1:n])
         cells.append(SweepCell(plan.problem.name, name, DENSE, X.shape[1], X.shape[1], valid, score, ()))
     return cells
 
