@@ -14,7 +14,7 @@ scikit-learn's histogram boosting, where the paper takes XGBoost.
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from sklearn.decomposition import PCA
@@ -118,7 +118,7 @@ def baselines(*, seed: int = 42) -> dict[str, ValidatedProbe]:
     }
 
 
-def latent_probe(k: int, *, penalty: Literal["l1", "l2"] = "l1", divide: bool = False, seed: int = 42) -> ValidatedProbe:
+def latent_probe(k: int, *, penalty: str = "l1", divide: bool = False, seed: int = 42) -> ValidatedProbe:
     """Logistic regression on k latents; X sparse or dense. `divide`: see LeadingColumns. Raises ConfigError for another penalty."""
     if penalty not in ("l1", "l2"):
         raise ConfigError(f"penalty must be 'l1' or 'l2', got {penalty!r} (latent_probe)")

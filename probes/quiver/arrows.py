@@ -41,8 +41,8 @@ class QuiverConfig:
     """Numbers of latents of the probes on latents."""
     methods: tuple[str, ...] = METHODS
     """Baselines, names of `probes.baselines.baselines()`; the boosted trees cost most of the time."""
-    penalty: Literal["l1", "l2"] = "l1"
-    """Penalty of the probes on latents."""
+    penalty: str = "l1"
+    """Penalty of the probes on latents, "l1" or "l2"."""
     divide: bool = False
     """Whether latents are first divided by their mean where they are active."""
     null_arrows: bool = True
@@ -132,7 +132,6 @@ def fit_quiver(
         raise ConfigError("acts must be dense, got a sparse matrix: give sparse codes in `codes` (fit_quiver)")
     for name, X in matrices.items():
         _check(f"codes[{name!r}]" if name is not None else "acts", X, y)
-    matrices = {name: X.tocsr() if sparse.issparse(X) else X for name, X in matrices.items()}
     inputs = {"acts": _digest(acts), "codes": _digest(*(part for name in codes for part in (name, matrices[name])))} if cache else {}
     found: list[ArrowScore] = []
     for split in splits:
