@@ -3,7 +3,7 @@
     sweep      `probes.sweep.sweep`: 10 problems x 30 layers x k = 1, 2, 4, 16, 64 on 5,000 tokens of a store of SmolLM2's neurons (mlp.hook_post),
                with validation folds, shuffled labels, random coordinates, bootstrap intervals and the dense baseline; two processes of one
                thread each; reading the store included
-    layer      one layer of it without the dense baseline, in one process, against the loop over that layer: the same fits on the same rows,
+    layer      a few layers of it without the dense baseline, in one process, against the loop over them: the same fits on the same rows,
                ranked by numpy, z-scored, LogisticRegression (lbfgs, its default tolerance, balanced classes, the same C), AUC, F1 and MCC by
                scikit-learn, no intervals. In alternation; the loop over all 30 layers would take too long, a few stand for them
     fits       the fits alone, columns chosen and cut out beforehand
@@ -36,7 +36,7 @@ from probes.features.stored import StoreSource
 from probes.newton import fit_nested
 from probes.problem import Problem
 from probes.selection import random_scores, top_k
-from probes.sweep import SweepConfig, SweepResult, sweep
+from probes.sweep import SweepConfig, sweep
 from probes.sweep.plan import Fit, Plan, plan
 from probes.tasks.lexical import PROPERTIES
 from probes.tasks.offsets import token_strings
@@ -129,29 +129,21 @@ def logistic(z: np.ndarray, y: np.ndarray, C: float, tol: float = 1e-4) -> Logis
 
 
 def layers(table: Table, source: StoreSource, problems: list[Problem], config: SweepConfig, sites: list[str], rounds: int) -> None:
-    """A layer by the sweep and by the loop, in alternation, and what both find."""
+    """A few layers by the sweep and by the loop, in alternation, and what both find."""
     loop = Loop(source, [plan(problem, config) for problem in problems], config)
-    seconds: dict[str, list[float]] = {"ours": [], "loop": []}
-    result: dict[str, SweepResult] = {}
-    sweep(problems[:1], source, config, matrices=sites[:1])  # compiles
-    for _ in range(rounds):
-        for site in sites:
-            started = time.perf_counter()
-            result[site] = sweep(problems, source, config, matrices=[site])
-            seconds["ours"].append(time.perf_counter() - started)
-            started = time.perf_counter()
-            loop(site)
-            seconds["loop"].append(time.perf_counter() - started)
-    per_layer = {name: statistics.median(values) for name, values in seconds.items()}
+    result = sweep(problems, source, config, matrices=sites)  # compiles what is compiled
+    ways = {"ours": lambda: sweep(problems, source, config, matrices=sites), "loop": lambda: [loop(site) for site in sites]}
+    seconds = alternate(ways, rounds)
+    per_layer = {name: statistics.median(values) / len(sites) for name, values in seconds.items()}
     n_fits = len(problems) * (1 + config.n_folds + config.n_shuffles + config.n_random) * len(config.ks)
     for name, value in per_layer.items():
-        table.add(f"layer: {name}", value, "s", note=f"{n_fits} fits, median of {len(seconds[name])}")
+        table.add(f"layer: {name}", value, "s", note=f"{n_fits} fits; mean of layers {', '.join(site.split('.')[1] for site in sites)}")
     table.add("layer: loop over ours", per_layer["loop"] / per_layer["ours"], "ratio", f">= {SPEED_BAR:g}")
     cells = [(problem.name, site, k) for problem in problems for site in sites for k in config.ks]
-    differences = [abs(loop.auc[p, site, k] - result[site].estimate(p, site, k=k).value) for p, site, k in cells]
+    differences = [abs(loop.auc[p, site, k] - result.estimate(p, site, k=k).value) for p, site, k in cells]
     table.add("layer: largest difference of an AUC", max(differences), "", f"<= {AUC_BAR:g}", f"{len(cells)} cells")
     k_max = max(config.ks)
-    equal = [loop.supports[p.name, site] == result[site].cell(p.name, site, k=k_max).support for p in problems for site in sites]
+    equal = [loop.supports[p.name, site] == result.cell(p.name, site, k=k_max).support for p in problems for site in sites]
     table.add("layer: equal selections", float(np.mean(equal)), "share", "== 1", f"{len(equal)} selections of {k_max}")
 
 

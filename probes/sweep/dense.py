@@ -14,7 +14,6 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
-from scipy import sparse
 from scipy.special import expit
 
 from probes.newton import row_weights
@@ -28,33 +27,25 @@ TOLERANCE = 1e-6
 FORCING = 0.1
 """Residual of Newton's equations at which conjugate gradients stop, relative to the gradient."""
 MAX_STEPS, MAX_INNER, MAX_HALVINGS = 100, 500, 40
+TINY, TINY32 = np.finfo(np.float64).tiny, np.finfo(np.float32).tiny
 
 
 class _Scaled:
-    """Z of every fit, without being it: X with the fits' scales and means applied to the other side. dtype of products as asked."""
+    """Z of every fit, without being it: X with the fits' means and scales applied to the other side. Products have the dtype they are given."""
 
-    def __init__(self, X: Features, inverse_sd: np.ndarray, mean: np.ndarray):
-        self._sparse = sparse.issparse(X)
-        self.X, self.X64 = X.astype(np.float32), None
-        self.inverse_sd, self.mean = inverse_sd, mean  # [d, fits]
-        self._source = X
+    def __init__(self, X: Features, mean: np.ndarray, inverse_sd: np.ndarray):
+        self._mean, self._inverse_sd = mean, inverse_sd  # [d, fits]
+        self._X = {np.dtype(dtype): X.astype(dtype) for dtype in (np.float32, np.float64)}
 
     def times(self, V: np.ndarray, fits: np.ndarray) -> np.ndarray:
-        """Z_b v_b for the columns b of V, [n, len(fits)], in the dtype of V."""
-        scaled = V * self.inverse_sd[:, fits].astype(V.dtype)
-        return self._matrix(V.dtype) @ scaled - (self.mean[:, fits].astype(V.dtype) * scaled).sum(0)
+        """Z_b v_b for the columns v_b of V, one of `fits` each: [n, len(fits)]."""
+        scaled = V * self._inverse_sd[:, fits].astype(V.dtype)
+        return self._X[V.dtype] @ scaled - (self._mean[:, fits].astype(V.dtype) * scaled).sum(0)
 
     def transposed(self, R: np.ndarray, fits: np.ndarray) -> np.ndarray:
-        """Z_b^T r_b for the columns b of R, [d, len(fits)]."""
-        inner = self._matrix(R.dtype).T @ R - self.mean[:, fits].astype(R.dtype) * R.sum(0)
-        return inner * self.inverse_sd[:, fits].astype(R.dtype)
-
-    def _matrix(self, dtype: np.dtype) -> Features:
-        if dtype == np.float32:
-            return self.X
-        if self.X64 is None:
-            self.X64 = self._source.astype(np.float64)
-        return self.X64
+        """Z_b^T r_b for the columns r_b of R: [d, len(fits)]."""
+        centred = self._X[R.dtype].T @ R - self._mean[:, fits].astype(R.dtype) * R.sum(0)
+        return centred * self._inverse_sd[:, fits].astype(R.dtype)
 
 
 class _State(NamedTuple):
@@ -83,7 +74,7 @@ def fit_dense(X: Features, fits: Sequence[Fit], *, C: float) -> Float[np.ndarray
             _, centre, variance = moments(X[fit.train], np.ones(len(fit.train)))
             known[key] = centre, np.where(variance > 0, 1 / np.sqrt(np.where(variance > 0, variance, 1.0)), 0.0)
         mean[:, b], inverse_sd[:, b] = known[key]
-    Z = _Scaled(X, inverse_sd, mean)
+    Z = _Scaled(X, mean, inverse_sd)
     zero = np.zeros((n, len(fits)))
     state = _State(np.zeros((d, len(fits))), np.zeros(len(fits)), zero, _value(zero, np.zeros((d, len(fits))), s, weight, C))
     active, first = np.arange(len(fits)), np.zeros(len(fits))
@@ -96,7 +87,7 @@ def fit_dense(X: Features, fits: Sequence[Fit], *, C: float) -> Float[np.ndarray
         norm = np.sqrt((gradient**2).sum(0) + of_c**2)
         if number == 0:
             first = norm
-        open_ = norm > TOLERANCE * np.maximum(first[active], np.finfo(np.float64).tiny)
+        open_ = norm > TOLERANCE * np.maximum(first[active], TINY)
         if not open_.any():
             return state.margin
         active = active[open_]
@@ -116,28 +107,37 @@ def _value(margin: np.ndarray, V: np.ndarray, s: np.ndarray, weight: np.ndarray,
 def _direction(
     Z: _Scaled, active: np.ndarray, gradient: np.ndarray, of_c: np.ndarray, D: np.ndarray, C: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Newton's step (V, c) of every fit, to the residual `FORCING`."""
-    total = np.maximum(D.sum(0), np.finfo(np.float64).tiny)
+    """Newton's step (V, c) of every fit, to the residual `FORCING`: conjugate gradients, from which fits are dropped as they are done."""
+    total = np.maximum(D.sum(0), TINY)
     a = Z.transposed(D, active)
+    residual = (a * (of_c / total) - gradient).astype(np.float32)
+    step, live = np.zeros(residual.shape), np.arange(len(active))
     D32, share = D.astype(np.float32), (D / total).astype(np.float32)
-    residual = (-(gradient - a * (of_c / total))).astype(np.float32)
-    V, direction = np.zeros_like(residual), residual.copy()
-    square = (residual**2).sum(0)
+    V, direction, square = np.zeros_like(residual), residual.copy(), np.square(residual).sum(0)
     wanted = FORCING**2 * square
     for _ in range(MAX_INNER):
-        along = Z.times(direction, active)
-        along = D32 * (along - (share * along).sum(0))
-        image = Z.transposed(along, active) + direction / np.float32(C)
-        curvature = (direction * image).sum(0)
-        size = np.where(square > wanted, square / np.maximum(curvature, np.finfo(np.float32).tiny), 0.0)
+        along = Z.times(direction, active[live])
+        along -= (share * along).sum(0)
+        along *= D32
+        image = Z.transposed(along, active[live])
+        image += direction / np.float32(C)
+        size = square / np.maximum((direction * image).sum(0), TINY32)
         V += size * direction
         residual -= size * image
-        new = (residual**2).sum(0)
-        if (new <= wanted).all():
-            break
-        direction = np.where(square > wanted, residual + (new / np.maximum(square, np.finfo(np.float32).tiny)) * direction, direction)
-        square = np.where(square > wanted, new, square)
-    step = V.astype(np.float64)
+        new = np.square(residual).sum(0)
+        done = new <= wanted
+        if done.any():
+            step[:, live[done]] = V[:, done]
+            if done.all():
+                break
+            kept = ~done
+            live, square, new, wanted = live[kept], square[kept], new[kept], wanted[kept]
+            V, residual, direction, D32, share = (each[:, kept] for each in (V, residual, direction, D32, share))
+        direction *= new / np.maximum(square, TINY32)
+        direction += residual
+        square = new
+    else:
+        step[:, live] = V
     return step, -(of_c + (a * step).sum(0)) / total
 
 
