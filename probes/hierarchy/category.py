@@ -57,9 +57,12 @@ class CategoryDirection(TransformerMixin, BaseEstimator):
         return 1
 
 
-def category_vector(words: Float[np.ndarray, "n d"], *, estimator: Estimator = "lda") -> Float[np.ndarray, " d"]:
-    """The vector of a category: `CategoryDirection` without the checks, for hundreds of categories."""
-    return _fit(words, words.mean(axis=0), estimator)[0]
+def category_vector(
+    words: Float[np.ndarray, "n d"], *, estimator: Estimator = "lda", second_moment: Float[np.ndarray, "d d"] | None = None
+) -> Float[np.ndarray, " d"]:
+    """The vector of a category: `CategoryDirection` without the checks, for hundreds of categories. `second_moment`, words^T words, is used
+    where it is known and the words outnumber the coordinates: most of the work is in it, and it is a sum over words."""
+    return _fit(words, words.mean(axis=0), estimator, second_moment)[0]
 
 
 def ledoit_wolf_shrinkage(centred: Float[np.ndarray, "n d"]) -> float:
@@ -85,7 +88,7 @@ def _shrinkage(centred: np.ndarray, gram: np.ndarray) -> float:
     return float(min(beta, delta) / delta) if beta > 0 and delta > 0 else 0.0
 
 
-def _fit(X: np.ndarray, mean: np.ndarray, estimator: str) -> tuple[np.ndarray, float]:
+def _fit(X: np.ndarray, mean: np.ndarray, estimator: str, second_moment: np.ndarray | None = None) -> tuple[np.ndarray, float]:
     if estimator == "mean":
         return mean, 0.0
     centred = X - mean
@@ -93,7 +96,8 @@ def _fit(X: np.ndarray, mean: np.ndarray, estimator: str) -> tuple[np.ndarray, f
     spread = np.einsum("nd,nd->", centred, centred)
     if spread <= (ROUNDING * np.finfo(np.float64).eps) ** 2 * np.einsum("nd,nd->", X, X):
         return mean, 0.0  # words that are all the same: the limit of a small spread
-    gram = _gram(centred)
+    known = second_moment is not None and n > d
+    gram = second_moment - n * np.outer(mean, mean) if known else _gram(centred)
     rho = _shrinkage(centred, gram)
     sphere = rho * spread / (n * d)
     if rho == 1 or (rho == 0 and n <= d):  # nothing but the sphere, or too few words to tell a covariance by (two of them)

@@ -10,9 +10,8 @@ projection can: the two vectors share no word. Every statistic is given for the 
 hierarchy on rows that were shuffled, and without whitening.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -28,6 +27,15 @@ if TYPE_CHECKING:
 
 CONDITIONS = ("hierarchy", "random nested sets", "shuffled rows", "Euclidean")
 STATISTICS = ("nested cosine", "disjoint cosine", "disjoint projection", "random parent's cosine")
+
+
+class Family(NamedTuple):
+    """Rows of a parent's words, and of each child's with those of some unrelated category."""
+
+    parent: np.ndarray
+    """Rows of the parent."""
+    children: list[tuple[np.ndarray, np.ndarray]]
+    """Rows of a child, and of the category that it is compared with as a random parent's."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,11 +119,13 @@ def hierarchy_statistics(
         )
     if n_edges is not None and n_edges < len(edges):
         edges = edges[np.sort(rng.choice(len(edges), n_edges, replace=False))]
+    edges = edges[np.argsort(edges[:, 0], kind="stable")]
+    others = _unrelated(hierarchy, edges, rng)
     sets = [
-        (hierarchy.rows[p], hierarchy.rows[c], hierarchy.rows[q])
-        for (p, c), q in zip(edges, _unrelated(hierarchy, edges, rng), strict=True)
+        Family(hierarchy.rows[p], [(hierarchy.rows[edges[i, 1]], hierarchy.rows[others[i]]) for i in np.flatnonzero(edges[:, 0] == p)])
+        for p in np.unique(edges[:, 0])
     ]
-    random = [_random_nested(rng, len(g), *map(len, each)) for each in sets]
+    random = [_random_nested(rng, len(g), family) for family in sets]
     shuffled = g[rng.permutation(len(g))]
     values = {
         name: _edge_statistics(rows, among, estimator)
@@ -126,37 +136,27 @@ def hierarchy_statistics(
     return HierarchyStatistics(tuple((hierarchy.names[p], hierarchy.names[c]) for p, c in edges), estimator, values)
 
 
-Triple = tuple[np.ndarray, np.ndarray, np.ndarray]
-
-
-def _edge_statistics(g: np.ndarray, sets: list[Triple], estimator: Estimator) -> np.ndarray:
-    """[n_edges, 4] for sets of (parent, child, a random parent)."""
-    vector_of = _remembering(lambda rows: category_vector(g[rows], estimator=estimator))
+def _edge_statistics(g: np.ndarray, families: list[Family], estimator: Estimator) -> np.ndarray:
+    """[n_edges, 4], family after family."""
     found = []
-    for parent, child, other in sets:
-        l_parent, l_child, l_other = vector_of(parent), vector_of(child), vector_of(other)
-        l_rest = category_vector(g[np.setdiff1d(parent, child, assume_unique=True)], estimator=estimator)
-        found.append(
-            (
-                _cosine(l_parent, l_child - l_parent),
-                _cosine(l_rest, l_child - l_rest),
-                float(l_child @ l_rest / (l_rest @ l_rest)),
-                _cosine(l_other, l_child - l_other),
+    for family in families:
+        words = g[family.parent]
+        moment = words.T @ words if len(words) > g.shape[1] and estimator == "lda" else None
+        l_parent = category_vector(words, estimator=estimator, second_moment=moment)
+        for child, other in family.children:
+            l_child, l_other = (category_vector(g[rows], estimator=estimator) for rows in (child, other))
+            rest = np.setdiff1d(family.parent, child, assume_unique=True)
+            inner = None if moment is None or len(rest) <= g.shape[1] else moment - g[child].T @ g[child]
+            l_rest = category_vector(g[rest], estimator=estimator, second_moment=inner)
+            found.append(
+                (
+                    _cosine(l_parent, l_child - l_parent),
+                    _cosine(l_rest, l_child - l_rest),
+                    float(l_child @ l_rest / (l_rest @ l_rest)),
+                    _cosine(l_other, l_child - l_other),
+                )
             )
-        )
     return np.array(found)
-
-
-def _remembering(function: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
-    """The function, computed once per array of rows: a parent has many children."""
-    known: dict[int, np.ndarray] = {}
-
-    def remembered(rows: np.ndarray) -> np.ndarray:
-        if id(rows) not in known:
-            known[id(rows)] = function(rows)
-        return known[id(rows)]
-
-    return remembered
 
 
 def _cosine(a: np.ndarray, b: np.ndarray) -> float:
@@ -164,10 +164,13 @@ def _cosine(a: np.ndarray, b: np.ndarray) -> float:
     return float(a @ b / lengths) if lengths > 0 else 0.0
 
 
-def _random_nested(rng: np.random.Generator, n: int, n_parent: int, n_child: int, n_other: int) -> Triple:
-    """Random sets of those sizes, the second inside the first."""
-    parent = rng.choice(n, n_parent, replace=False)
-    return parent, parent[:n_child], rng.choice(n, n_other, replace=False)
+def _random_nested(rng: np.random.Generator, n: int, family: Family) -> Family:
+    """Random sets of those sizes, each child inside the parent."""
+    parent = rng.choice(n, len(family.parent), replace=False)
+    children = [
+        (rng.choice(parent, len(child), replace=False), rng.choice(n, len(other), replace=False)) for child, other in family.children
+    ]
+    return Family(parent, children)
 
 
 def _unrelated(hierarchy: ConceptHierarchy, edges: Int[np.ndarray, "n 2"], rng: np.random.Generator) -> list[int]:

@@ -93,20 +93,25 @@ def attention_maps(model: "LanguageModel", layers: Sequence[int] | None = None) 
 
 
 def _values(model: "LanguageModel", entry: list["Site"], z: list["Site"]) -> np.ndarray:
-    """[layers, d_model, width of z]: with x = r b, b a unit vector with mean 0 or along 1, N(x) = sqrt(d) gain C b + bias, so that half the
-    difference of z at x and -x is sqrt(d) C (gain b) W_V; the b are an orthonormal basis."""
+    """[layers, d_model, width of z]. For x = r b, b a unit vector with mean 0 or along 1, N(x) = sqrt(d) gain C b + bias, so that half the
+    difference of z at x and at -x is sqrt(d) C (gain b) W_V; the b are an orthonormal basis. Whether the norm is centred is seen from an
+    input that is shifted along 1: such a norm makes noise of 1 itself, so its part is then set to 0."""
     d = model.shape.d_model
     basis = torch.linalg.qr(torch.cat([torch.ones(d, 1), torch.eye(d)[:, 1:]], dim=1))[0].T
-    test = torch.randn(2, d, generator=torch.Generator().manual_seed(0)) * LENGTH
     inputs = LENGTH * d**0.5 * basis
-    found = _responses(model, entry, z, torch.cat([inputs, -inputs, test, -test]))
+    test = torch.randn(2, d, generator=torch.Generator().manual_seed(0)) * LENGTH
+    found = _responses(model, entry, z, torch.cat([inputs, -inputs, test, -test, test + 2 * LENGTH]))
     maps = []
     for site, rows in zip(z, found, strict=True):
-        odd = (rows[:d] - rows[d : 2 * d]) / (2 * d**0.5)
+        plus, minus, there, back, shifted = rows.split([d, d, 2, 2, 2])
+        odd = (plus - minus) / (2 * d**0.5)
+        centred = bool((shifted - there).norm() <= NOT_LINEAR * there.norm())
+        if centred:
+            odd[0] = 0
         map_ = basis.T.double() @ odd
-        centred = test - test.mean(dim=1, keepdim=True) if map_.sum(dim=0).norm() < 1e-3 * map_.norm() else test
-        expected = test.double() @ map_ / centred.double().square().mean(dim=1, keepdim=True).sqrt()
-        _require_linear((rows[2 * d : 2 * d + 2] - rows[2 * d + 2 :]) / 2, expected, site, model.name)
+        x = test.double() - test.double().mean(dim=1, keepdim=True) if centred else test.double()
+        expected = x @ map_ / x.square().mean(dim=1, keepdim=True).sqrt()
+        _require_linear((there - back) / 2, expected, site, model.name)
         maps.append(map_.numpy())
     return np.stack(maps)
 

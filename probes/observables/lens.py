@@ -1,11 +1,12 @@
 """The tokens that a direction of the residual stream promotes: the logit lens of a direction, with what no direction in particular gives.
 
-    effect(y) = gamma(y) . C (gain * direction),   less its mean over the vocabulary;      z(y) = effect(y) / sd over the vocabulary
+    effect(y) = gamma(y) . (gain * C direction),   less its mean over the vocabulary;      z(y) = effect(y) / sd over the vocabulary
 
-Every direction has top tokens; that they have a theme is for a reader to judge, that they stand out is not. Excess kurtosis of z and its
-largest absolute value are compared with the same direction's coordinates in random order (which keeps a few large coordinates large), or with
-random directions. nostalgebraist, "interpreting GPT: the logit lens", 2020; kurtosis as a sign of a readable direction: W. Gurnee et al.,
-"Universal Neurons in GPT2 Language Models", 2024 (arXiv 2401.12181). It sees the direct path only: what later layers do is not in it.
+C subtracts the mean over coordinates where the norm does. Every direction has top tokens; that they have a theme is for a reader to judge,
+that they stand out is not. Excess kurtosis of z and its largest absolute value are compared with the same direction's coordinates in random
+order (which keeps a few large coordinates large), or with random directions. The direct path only: what later layers do is not in it.
+nostalgebraist, "interpreting GPT: the logit lens", 2020; kurtosis as a sign of a readable direction: W. Gurnee et al., "Universal Neurons in
+GPT2 Language Models", 2024 (arXiv 2401.12181).
 """
 
 from collections.abc import Sequence

@@ -45,6 +45,7 @@ def test_shrinkage_and_vector_are_those_of_scikit_learns_ledoit_wolf(n, d):
     category = CategoryDirection().fit(words)
     np.testing.assert_allclose(category.vector_, (u @ words.mean(axis=0)) * u, rtol=1e-7, atol=1e-10)
     np.testing.assert_allclose(category_vector(words), category.vector_, rtol=1e-12)
+    np.testing.assert_allclose(category_vector(words, second_moment=words.T @ words), category.vector_, rtol=1e-7, atol=1e-10)
     assert category.shrinkage_ == pytest.approx(reference.shrinkage_, rel=1e-9)
 
 
