@@ -125,7 +125,7 @@ class QuiverComparison(Result):
         """One row per condition, averaged over data sets, and one over all."""
         conditions = sorted({(row.regime, row.value) for row in self.rows})
         parts = [(*condition, [row for row in self.rows if (row.regime, row.value) == condition]) for condition in conditions]
-        lines = [(regime, value, *_summary(rows)) for regime, value, rows in parts]
+        lines: list[tuple] = [(regime, int(value) if value > 1 else value, *_summary(rows)) for regime, value, rows in parts]
         if len(lines) > 1:
             lines.append(("all", None, *_summary(self.rows)))
         columns = (
@@ -154,7 +154,17 @@ class QuiverComparison(Result):
         """One row per data set and condition."""
         columns = ("data", "regime", "value", "baseline", "its AUC", "chosen", "chosen AUC", "added", "latents alone")
         rows = [
-            (r.data, r.regime, r.value, r.baseline, r.baseline_auc, r.chosen, r.chosen_auc, r.chosen_auc - r.baseline_auc, r.latents_auc)
+            (
+                r.data,
+                r.regime,
+                int(r.value) if r.value > 1 else r.value,
+                r.baseline,
+                r.baseline_auc,
+                r.chosen,
+                r.chosen_auc,
+                r.chosen_auc - r.baseline_auc,
+                r.latents_auc,
+            )
             for r in self.rows
         ]
         return Table("What validation chose on each data set", columns, tuple(rows))
@@ -206,13 +216,14 @@ class QuiverComparison(Result):
                     continue
                 means = [float(np.mean(part)) for part in aucs]  # type: ignore[arg-type]
                 errors = [float(np.std(part) / np.sqrt(len(part))) for part in aucs]  # type: ignore[arg-type]
-                line = control_line() if ink is None else {"color": ink}
+                line = control_line() if ink is None else {"color": ink, "dash": "dot" if label == "latents alone" else "solid"}
                 name = label if len(regimes) == 1 else f"{regime}: {label}"
                 if ink is not None and max(errors) > 0:
                     edge = [m + e for m, e in zip(means, errors, strict=True)] + [m - e for m, e in zip(means, errors, strict=True)][::-1]
                     figure.add_scatter(
                         x=values + values[::-1],
                         y=edge,
+                        mode="lines",
                         fill="toself",
                         fillcolor=band(ink),
                         line={"width": 0},

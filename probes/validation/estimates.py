@@ -7,7 +7,7 @@ from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -82,6 +82,8 @@ class Score(Result):
     n_groups: int
     n_bootstrap: int
     n_shuffles: int
+    in_units: ClassVar[tuple[str, ...]] = ()
+    """Names of scores that have the unit of the label, which the figure leaves out."""
 
     @abstractmethod
     def note(self) -> str:
@@ -104,7 +106,7 @@ class Score(Result):
 
     def figure(self) -> "Figure":
         """Every score with its interval, and in grey the mean of the null with two of its standard deviations."""
-        found = self.estimates()
+        found = {name: estimate for name, estimate in self.estimates().items() if name not in self.in_units}
         figure = new_figure(f"Scores on {self.n_test:,} held-out rows", "score", "", height=120 + 36 * len(found))
         figure.update_yaxes(autorange="reversed", showgrid=False)
         names = list(found)

@@ -10,7 +10,7 @@ correlation 0. Ranks are compared within folds because the folds' means differ, 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -46,6 +46,7 @@ class NumberScore(Score):
     """Draws behind each interval."""
     n_shuffles: int
     """Label shuffles behind each null."""
+    in_units: ClassVar[tuple[str, ...]] = ("mae",)
 
     def note(self) -> str:
         """What a constant answer gives."""

@@ -50,20 +50,20 @@ def test_random_labels_with_document_offsets_are_read_by_row_splits_but_not_by_d
         leaking = cross_val_predict(DenseProbe(), X, y, cv=StratifiedKFold(5, shuffle=True, random_state=0), method="decision_function")
         by_row.append(metrics.roc_auc_score(y, leaking))
         by_document.append(evaluate_probe(DenseProbe(), X, y, groups, n_bootstrap=2).auc.value)
-    assert min(by_row) > 0.93
-    assert abs(np.mean(by_document) - 0.5) < 0.08
+    assert np.mean(by_row) == pytest.approx(0.984, abs=0.02)
+    assert np.mean(by_document) == pytest.approx(0.508, abs=0.08)
 
 
 def test_selection_inside_the_folds_finds_nothing_in_noise_and_outside_it_does():
     inside, outside = [], []
-    for seed in range(5):
+    for seed in range(10):
         rng = np.random.default_rng(seed)
         X, y, groups = rng.normal(size=(80, 4000)), np.arange(80) % 2, np.arange(80)
         inside.append(evaluate_probe(KSparseProbe(k=16), X, y, groups, n_bootstrap=10).auc.value)
         chosen = X[:, top_k(mean_difference(X, y), 16)]
         outside.append(evaluate_probe(KSparseProbe(k=16), chosen, y, groups, n_bootstrap=10).auc.value)
-    assert abs(np.mean(inside) - 0.5) < 0.1
-    assert np.mean(outside) > 0.9
+    assert np.mean(inside) == pytest.approx(0.504, abs=0.07)
+    assert np.mean(outside) == pytest.approx(0.955, abs=0.02)
 
 
 def test_scores_agree_with_scikit_learn_on_the_pooled_predictions():

@@ -83,20 +83,20 @@ def test_activations_win_on_the_direction_and_the_latent_on_its_own_label():
 def test_the_quiver_says_so_on_both_labels():
     statements = {}
     config = QuiverConfig(ks=(1, 16), methods=("logistic regression",))
-    for label, sizes in (("latent", [16, 64]), ("direction", [64, 512])):
+    for label, sizes in (("latent", [64]), ("direction", [512])):
         scores = []
-        for seed in range(6):
+        for seed in range(5):
             data = planted(label, 100 + seed)
             splits = scarce_splits(data.y, sizes=sizes, seed=seed)
             scores += fit_quiver(f"{label} {seed}", data.acts, {"encoder": data.codes}, data.y, splits, config)
         statements[label] = compare_quivers(scores)
     latent, direction = statements["latent"], statements["direction"]
-    assert latent.added.value > 0.04
+    assert latent.added.value > 0.03
     assert latent.excess.low > 0
     assert "So latents add to what the baselines read" in latent.statement()
     assert np.mean([row.chose_latents for row in latent.rows]) > 0.7
     assert direction.alone.high < -0.1
-    assert direction.added.high < 0.01
+    assert direction.added.value == 0
     assert "So latents add" not in direction.statement()
-    assert np.mean([row.chose_latents for row in direction.rows if row.value == 512]) == 0
+    assert np.mean([row.chose_latents for row in direction.rows]) == 0
     assert abs(direction.duplicates.value) < 0.03
