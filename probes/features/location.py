@@ -292,13 +292,15 @@ def pool_rows(
     lengths = np.diff(starts)
     if (lengths == 1).all():
         return x
+    if reduce == "mean":
+        average = sparse.csr_matrix(
+            (np.repeat(1 / np.maximum(lengths, 1), lengths), np.arange(len(x)), starts), shape=(len(lengths), len(x))
+        )
+        return (average @ x).astype(np.float32)
     out = np.zeros((len(lengths), x.shape[1]), dtype=np.float32)
     some = lengths > 0
     if some.any():
-        if reduce == "max":
-            out[some] = np.maximum.reduceat(x, starts[:-1][some], axis=0)
-        else:
-            out[some] = np.add.reduceat(x, starts[:-1][some], axis=0, dtype=np.float64) / lengths[some, None]
+        out[some] = np.maximum.reduceat(x, starts[:-1][some], axis=0)
     return out
 
 

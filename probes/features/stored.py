@@ -122,7 +122,8 @@ class StoreSource:
         )
 
     def __repr__(self) -> str:
-        return f"StoreSource({self._path}: {self.n_rows:,} rows of {len(self.rows.tokens):,} tokens; {len(self.sites)} sites, {len(self.dictionaries)} dictionaries)"
+        matrices = f"{len(self.sites)} sites, {len(self.dictionaries)} dictionaries"
+        return f"StoreSource({self._path}: {self.n_rows:,} rows of {len(self.rows.tokens):,} tokens; {matrices})"
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_store": None}

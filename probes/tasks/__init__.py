@@ -1,5 +1,6 @@
 """Tasks: questions with known answers about texts or places in them. `CATALOGUE` says what there is; `task_from_file` reads your own."""
 
+from probes.tasks.answers import Question, answered, arithmetic_answers, arithmetic_questions, noun_answers, noun_questions
 from probes.tasks.catalogue import CATALOGUE, TaskSource
 from probes.tasks.compounds import compound
 from probes.tasks.lexical import PROPERTIES, TokenTask, token_task, vocabulary_problem
@@ -8,7 +9,7 @@ from probes.tasks.python_code import TOKEN_KINDS, docstring_package, lexical_tok
 from probes.tasks.reviews import origin, rating, sentiment
 from probes.tasks.speeches import era, party, passages, speaker
 from probes.tasks.task import MIN_PER_CLASS, Kind, Task
-from probes.tasks.wordnet import NOUN_CLASSES, class_words, is_a, noun_class
+from probes.tasks.wordnet import NOUN_CLASSES, class_words, is_a, kinds_above, noun_class
 
 __all__ = [
     "CATALOGUE",
@@ -18,16 +19,23 @@ __all__ = [
     "TOKEN_KINDS",
     "Columns",
     "Kind",
+    "Question",
     "Task",
     "TaskSource",
     "TokenTask",
+    "answered",
+    "arithmetic_answers",
+    "arithmetic_questions",
     "class_words",
     "compound",
     "docstring_package",
     "era",
     "is_a",
+    "kinds_above",
     "lexical_tokens",
+    "noun_answers",
     "noun_class",
+    "noun_questions",
     "origin",
     "party",
     "passages",

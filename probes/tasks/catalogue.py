@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any, Literal, NamedTuple
 
 from probes.problem import Target
-from probes.tasks import compounds, lexical, python_code, reviews, speeches, wordnet
+from probes.tasks import answers, compounds, lexical, python_code, reviews, speeches, wordnet
 from probes.tasks.task import Kind
 from sae.activations.corpus import state_of_the_union
 
@@ -108,6 +108,18 @@ CATALOGUE = {
         wordnet.noun_class,
     ),
     "is_animal": TaskSource("a noun in a sentence names an animal", *_NOUNS, "token", "binary", "nothing", wordnet.is_a),
+    "arithmetic_answers": TaskSource(
+        "the model's answer to a small sum is wrong",
+        "sums of two numbers up to 20, answered by the model",
+        "the workbench's own questions",
+        "token",
+        "binary",
+        "model",
+        answers.arithmetic_answers,
+    ),
+    "noun_answers": TaskSource(
+        "the model is wrong about what a noun names a kind of", *_NOUNS, "token", "binary", "model", answers.noun_answers
+    ),
     **{
         name: TaskSource(f"a token {found.question}", *_SPEECHES, "token", "binary", "nothing", partial(lexical.token_task, name))
         for name, found in lexical.PROPERTIES.items()

@@ -50,7 +50,9 @@ PROPERTIES = {
     "not_alphanumeric": Property("has no letter or digit in it", lambda s: not any(c.isalnum() for c in s)),
     "not_ascii": Property("has a character that is not ASCII", lambda s: not s.isascii()),
     "ends_ing": Property("is letters that end in -ing", lambda s: bool(WORD.fullmatch(s)) and s.lower().endswith("ing")),
-    "ends_s": Property("is letters that end in -s but not -ss", lambda s: bool(WORD.fullmatch(s)) and bool(re.search("[^s]s$", s.lower()))),
+    "ends_s": Property(
+        "is letters that end in -s but not -ss", lambda s: bool(WORD.fullmatch(s)) and bool(re.search("(?<!s)s$", s.lower()))
+    ),
 }
 """What can be asked of a token's string, by name."""
 

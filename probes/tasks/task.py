@@ -40,9 +40,9 @@ class Task:
     """What a row is: "text", a text; "token", some characters of a text."""
     texts: tuple[str, ...]
     """The texts: one per row of kind "text", any number for kind "token"."""
-    y: Shaped[np.ndarray, " n"]
+    y: Shaped[np.ndarray, "_"]
     """Answer of each row: class number 0, 1, ..., or a number to predict."""
-    groups: Int[np.ndarray, " n"]
+    groups: Int[np.ndarray, "_"]
     """Document (or speaker, or question) of each row; splits keep these together."""
     classes: tuple[str, ...]
     """What the labels 0, 1, ... mean; empty where y is a number. Of two, the second is the positive one."""
@@ -50,7 +50,7 @@ class Task:
     """Where the texts and labels come from."""
     licence: str
     """Licence of the texts, in words."""
-    spans: Int[np.ndarray, "n 3"] | None = None
+    spans: Int[np.ndarray, "_ 3"] | None = None
     """For kind "token": text number, first character and the one after the last, of each row; None for kind "text"."""
     min_per_class: int = MIN_PER_CLASS
     """Rows that every class must have."""
@@ -133,7 +133,7 @@ class Task:
             state.update(np.ascontiguousarray(self.spans, dtype="<i8").tobytes())
         return state.hexdigest()
 
-    def row_text(self, row: int) -> str:
+    def row_text(self, row: int | np.integer) -> str:
         """The characters of a row: the text, or the span."""
         if self.spans is None:
             return self.texts[row]

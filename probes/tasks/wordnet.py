@@ -6,13 +6,14 @@ A word that has a sense in a class and another outside of it (a crane lifts, and
 meant; what remains is the less common part of each class. Miller, "WordNet: a lexical database for English", CACM 38 (1995).
 """
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 
 import numpy as np
 
 from probes.tasks.task import Task
-from sae.activations.corpus import wordnet_nouns
+from sae.activations.corpus import Synset, wordnet_nouns
 from sae.errors import ConfigError
 
 NOUN_CLASSES: Mapping[str, str] = {
@@ -30,6 +31,7 @@ NOUN_CLASSES: Mapping[str, str] = {
     "body part": "05220461",
 }
 """Classes by name: the WordNet 3.0 sense that all of a class's words are kinds of. Bird is a part of animal."""
+WORD = re.compile("[a-z]{3,10}")
 SENTENCES = (
     "There was something in the paper about the {} this morning.",
     "She thought about the {} for a while.",
@@ -41,32 +43,54 @@ LICENCE = "WordNet 3.0 licence (words); the sentences are the workbench's own"
 
 
 @cache
+def noun_senses() -> tuple[dict[str, tuple[frozenset[str], ...]], dict[str, Synset]]:
+    """(senses of each word in lower case, synset of each identifier): a sense is itself with all that it is a kind or an instance of.
+
+    A sense that is written with a capital (a proper name) has no classes: an empty set.
+    """
+    synsets = {synset.id: synset for synset in wordnet_nouns()}
+    known: dict[str, frozenset[str]] = {}
+
+    def above(sense: str) -> frozenset[str]:
+        if sense not in known:
+            parents = (*synsets[sense].hypernyms, *synsets[sense].instances)
+            known[sense] = frozenset({sense}).union(*(above(parent) for parent in parents))
+        return known[sense]
+
+    senses: dict[str, list[frozenset[str]]] = {}
+    for synset in synsets.values():
+        for lemma in synset.lemmas:
+            senses.setdefault(lemma.lower(), []).append(above(synset.id) if lemma.islower() else frozenset())
+    return {lemma: tuple(found) for lemma, found in senses.items()}, synsets
+
+
+def kinds_above(word: str) -> tuple[str, ...]:
+    """The single words for what `word` names a kind of, in any sense: that of a dog has animal, canine, pet. Sorted; without the word itself.
+
+    Raises ConfigError for a word that is no noun of WordNet.
+    """
+    senses, synsets = noun_senses()
+    if word.lower() not in senses:
+        raise ConfigError(f"word must be a noun of WordNet, got {word!r} (kinds_above)")
+    above = frozenset().union(*senses[word.lower()])
+    return tuple(sorted({lemma.lower() for sense in above for lemma in synsets[sense].lemmas if "_" not in lemma} - {word.lower()}))
+
+
+@cache
 def class_words(classes: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
     """The words of each class, sorted, and under "" the nouns of none: single words of 3 to 10 lower-case letters without a proper sense.
 
     The words with senses both inside and outside of a class, or in two classes, are in none of these. Raises ConfigError for a class that is
     neither one of NOUN_CLASSES nor the 8 digits of a WordNet sense.
     """
-    synsets = {synset.id: synset for synset in wordnet_nouns()}
+    senses, synsets = noun_senses()
     roots = [NOUN_CLASSES.get(name, name) for name in classes]
     for name, root in zip(classes, roots, strict=True):
         if root not in synsets:
             raise ConfigError(f"classes must be of {', '.join(NOUN_CLASSES)}, or WordNet senses of 8 digits, got {name!r} (class_words)")
-    ancestors: dict[str, frozenset[str]] = {}
-
-    def above(sense: str) -> frozenset[str]:
-        if sense not in ancestors:
-            parents = (*synsets[sense].hypernyms, *synsets[sense].instances)
-            ancestors[sense] = frozenset({sense}).union(*(above(parent) for parent in parents))
-        return ancestors[sense]
-
-    senses: dict[str, list[frozenset[str]]] = {}
-    for synset in synsets.values():
-        for lemma in synset.lemmas:
-            senses.setdefault(lemma.lower(), []).append(above(synset.id) if lemma.islower() else frozenset())
     words: dict[str, list[str]] = {name: [] for name in (*classes, "")}
     for lemma, found in senses.items():
-        if not (lemma.isascii() and lemma.isalpha() and 3 <= len(lemma) <= 10):
+        if not WORD.fullmatch(lemma):
             continue
         inside = [[root in sense for sense in found] for root in roots]
         whole = [name for name, flags in zip(classes, inside, strict=True) if all(flags)]
