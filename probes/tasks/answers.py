@@ -178,8 +178,8 @@ def noun_answers(model: Answering, *, n: int = 200, seed: int = 0, batch_rows: i
 def greedy(model: Answering, prompts: Sequence[str], *, n_tokens: int, batch_rows: int = 32) -> list[str]:
     """What the model goes on with: the likeliest token each time, at most `n_tokens` times, up to the end of its line.
 
-    The separator opens every prompt. Prompts of equal length run together, so nothing is padded; every step is a pass over the whole text, and a batch ends early when every
-    text in it has ended its line. Raises ConfigError for a blank prompt.
+    The separator opens every prompt. Prompts of equal length run together, so nothing is padded; every step is a pass over the whole text, and
+    a batch ends early when every text in it has ended its line. Raises ConfigError for a blank prompt.
     """
     lists = model.tokenize(prompts)
     blank = next((i for i, prompt in enumerate(prompts) if not prompt.strip()), None)

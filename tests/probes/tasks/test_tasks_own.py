@@ -186,5 +186,5 @@ def test_bad_file_is_named(tmp_path, name, contents, words):
 
 def test_other_encodings_are_read_when_they_are_named(tmp_path):
     path = tmp_path / "a.csv"
-    path.write_bytes("text,label\n".encode() + "".join(f"café {i},{i % 2}\n" for i in range(40)).encode("latin-1"))
+    path.write_bytes(b"text,label\n" + "".join(f"café {i},{i % 2}\n" for i in range(40)).encode("latin-1"))
     assert task_from_file(path, encoding="latin-1").texts[3] == "café 3"

@@ -1,3 +1,4 @@
+import itertools
 import re
 import string
 from collections import Counter
@@ -104,7 +105,7 @@ def test_vocabulary_problem_has_one_row_per_token_with_a_string():
 def test_digits_that_are_tokens_by_themselves_are_too_few_and_said_so():
     strings = [*(f"word{c}" for c in string.ascii_letters), *string.digits]
     with pytest.raises(
-        ConfigError, match="at least 20 tokens of each class, got 52 of 'no' and 10 of 'yes'.*contains_digit over 62 tokens"
+        ConfigError, match=r"at least 20 tokens of each class, got 52 of 'no' and 10 of 'yes'.*contains_digit over 62 tokens"
     ):
         vocabulary_problem(strings, "contains_digit")
 
@@ -114,7 +115,7 @@ def brute_force(first, second, corpus):
     counts = Counter()
     for document in corpus.documents():
         words = [(m.group().lower(), m.start(), m.end()) for m in re.finditer(r"[^\W\d_]+(?:['’][^\W\d_]+)?", document.text)]
-        for before, word in zip(words[:-1], words[1:], strict=True):
+        for before, word in itertools.pairwise(words):
             follows = before[0] == first and not document.text[before[2] : word[1]].strip() and before[2] < word[1]
             counts["both"] += follows and word[0] == second
             counts["second"] += not follows and word[0] == second
@@ -174,7 +175,7 @@ def nltk_like_descendants(root):
     return found
 
 
-@pytest.mark.parametrize("name", ["animal", "vehicle", "food"])
+@pytest.mark.parametrize("name", ["animal", "vehicle"])
 def test_words_of_a_class_have_no_sense_outside_of_it(name):
     below, senses = nltk_like_descendants(NOUN_CLASSES[name]), {}
     for synset in wordnet_nouns():
