@@ -141,12 +141,12 @@ def _edge_statistics(g: np.ndarray, families: list[Family], estimator: Estimator
     found = []
     for family in families:
         words = g[family.parent]
-        moment = words.T @ words if len(words) > g.shape[1] and estimator == "lda" else None
+        moment = _second_moment(words) if len(words) > g.shape[1] and estimator == "lda" else None
         l_parent = category_vector(words, estimator=estimator, second_moment=moment)
         for child, other in family.children:
             l_child, l_other = (category_vector(g[rows], estimator=estimator) for rows in (child, other))
             rest = np.setdiff1d(family.parent, child, assume_unique=True)
-            inner = None if moment is None or len(rest) <= g.shape[1] else moment - g[child].T @ g[child]
+            inner = None if moment is None or len(rest) <= g.shape[1] else moment - _second_moment(g[child])
             l_rest = category_vector(g[rest], estimator=estimator, second_moment=inner)
             found.append(
                 (
@@ -157,6 +157,12 @@ def _edge_statistics(g: np.ndarray, families: list[Family], estimator: Estimator
                 )
             )
     return np.array(found)
+
+
+def _second_moment(words: np.ndarray) -> np.ndarray:
+    """words^T words, multiplied in single precision, which is twice as fast: 1e-6 of a covariance that is shrunk by a thousandth or more."""
+    single = words.astype(np.float32)
+    return (single.T @ single).astype(np.float64)
 
 
 def _cosine(a: np.ndarray, b: np.ndarray) -> float:

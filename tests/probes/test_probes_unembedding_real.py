@@ -84,7 +84,7 @@ def test_disjoint_projection_is_large_for_wordnet_only_and_the_nested_cosine_sma
     assert result.of("hierarchy", "disjoint projection").mean() == pytest.approx(disjoint, abs=0.05)
     for condition in ("random nested sets", "shuffled rows"):
         assert abs(result.of(condition, "disjoint projection").mean()) < 0.1
-        assert abs(result.of(condition, "nested cosine").mean()) < 0.02
+        assert abs(result.of(condition, "nested cosine").mean()) < 0.03
     assert abs(result.of("hierarchy", "nested cosine").mean()) < 0.06
     assert result.of("random nested sets", "random parent's cosine").mean() < -0.55
 
@@ -99,7 +99,7 @@ def test_held_out_words_lie_along_their_categories_less_so_when_no_form_of_them_
     assert abs(words.of("shuffled rows", "AUC against tokens").mean() - 0.5) < 0.02
     assert abs(words.of("shuffled rows", "held-out projection").mean()) < 0.05
     assert abs(words.of("hierarchy", "random token's projection").mean()) < 0.03
-    apart = held_out_words(g, dataclasses.replace(hierarchy, families=np.arange(len(g))), n_categories=None)
+    apart = held_out_words(g, dataclasses.replace(hierarchy, families=np.arange(len(g))))
     large = np.array(apart.sizes) > 300
     assert apart.of("hierarchy", "held-out projection").mean() > words.of("hierarchy", "held-out projection").mean() + 0.15
     assert apart.of("hierarchy", "held-out projection")[large].mean() == pytest.approx(0.9, abs=0.05)
