@@ -253,10 +253,10 @@ def intervene(
         raise ConfigError(f"watch must name tokens by their exact text, spaces included; there is no {missing[0]!r} (intervene)")
     step = causal.unwhiten_contexts((direction / length)[None])[0]
     logits = (context + np.asarray(strengths, dtype=np.float64)[:, None] * step) @ unembedding.rows.T
-    at_zero, odds = context @ unembedding.rows.T, {}
+    odds = {}
     for before, after in watch:
         y0, y1 = unembedding.row_of(before), unembedding.row_of(after)
-        odds[f"{before.strip()} → {after.strip()}"] = (logits[:, y1] - logits[:, y0]) - (at_zero[y1] - at_zero[y0])
+        odds[f"{before.strip()} → {after.strip()}"] = np.asarray(strengths) * float(step @ (unembedding.rows[y1] - unembedding.rows[y0]))
     top = np.argsort(-logits, axis=1, kind="stable")[:, :k]
     tokens = tuple(tuple(unembedding.tokens[i] for i in row) for row in top)
     return Intervention(concept, tuple(map(float, strengths)), tokens, np.take_along_axis(softmax(logits, axis=1), top, axis=1), odds)

@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from probes.causal import CausalInnerProduct, concept_cosines, intervention_effects, study_concepts, token_pairs
+from probes.causal import (
+    CausalInnerProduct,
+    ConceptDirection,
+    concept_cosines,
+    intervene,
+    intervention_effects,
+    study_concepts,
+    token_pairs,
+)
 from probes.hierarchy import held_out_words, hierarchy_statistics, simplex, vocabulary_hierarchy
 from probes.observables import Observable, attention_maps, logit_lens, observable_paths
 from probes.unembedding import read_unembedding
@@ -128,3 +136,18 @@ def test_few_heads_carry_the_gender_of_a_pronoun_and_its_tokens_stand_out(model,
     lens = logit_lens(observable.at_residual(unembedding), unembedding)
     print(lens)
     assert lens.top[0][:2] == (" he", " his") and lens.p_values[0] < 0.03
+
+
+def test_a_king_becomes_a_queen_and_is_hardly_capitalised_by_it(model, unembedding, causal):
+    """The one test here with a forward pass: the context of the next token after "Long live the"."""
+    pairs = token_pairs(unembedding)
+    differences = dict(zip(pairs.names, pairs.differences(unembedding.rows), strict=True))["male ⇒ female"]
+    site = model.site("blocks.29.hook_resid_post")
+    residual = model.capture(torch.tensor(model.tokenize(["Long live the"])), [site])[site][0, -1]
+    context = unembedding.norm.apply(residual.double().numpy())
+    direction = ConceptDirection().fit(causal.whiten(differences)).direction_
+    watch = [(" king", " queen"), (" king", " King")]
+    moved = intervene(context, direction, unembedding, causal, strengths=(0.0, 0.3, 0.6), concept="male ⇒ female", watch=watch)
+    print(moved)
+    assert moved.tokens[2][0] == " queen" and " queen" not in moved.tokens[0]
+    assert moved.watched["king → queen"][2] > 5 and abs(moved.watched["king → King"][2]) < 1
