@@ -89,8 +89,10 @@ def group_holdout(y: Labels, groups: Groups, *, test_share: float = 0.3, seed: i
 def shuffle_labels(y: Labels, groups: Groups, *, seed: int) -> Labels:
     """Labels without their meaning, but as alike within documents as before.
 
-    Where every document has one label, documents exchange labels. Otherwise the documents' labels, laid end to end in one random order, are
-    dealt to the rows of the documents in another: runs of equal labels survive, and so does each class's count.
+    Where every document has one label, documents exchange labels. Otherwise each document's labels are turned round by a random number of
+    rows, and the documents' labels, laid end to end in one random order, are dealt to the rows of the documents in another. Runs of equal
+    labels survive, and so do a document's share of each class (up to where the borders fall) and each class's count. Without the first
+    step, labels that follow one pattern in all documents, as those of pairs do, would come out as they were.
     """
     check_labels(y, groups)
     generator = np.random.default_rng(seed)
@@ -98,10 +100,19 @@ def shuffle_labels(y: Labels, groups: Groups, *, seed: int) -> Labels:
     labels = y[first]
     if (labels[inverse] == y).all():
         return generator.permutation(labels)[inverse]
-    rows = [np.argsort(generator.permutation(len(first))[inverse], kind="stable") for _ in range(2)]
+    target = np.argsort(generator.permutation(len(first))[inverse], kind="stable")
     shuffled = np.empty_like(y)
-    shuffled[rows[0]] = y[rows[1]]
+    shuffled[target] = y[_turned(inverse, generator)]
     return shuffled
+
+
+def _turned(document: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """Row numbers: documents in a random order, each beginning at a random one of its rows and going round."""
+    rows = np.argsort(generator.permutation(document.max() + 1)[document], kind="stable")
+    sizes = np.bincount(document)[document[rows]]
+    first = np.maximum.accumulate(np.where(np.r_[True, document[rows][1:] != document[rows][:-1]], np.arange(len(rows)), 0))
+    shift = generator.integers(0, 1 << 62, size=document.max() + 1)[document[rows]]
+    return rows[first + (np.arange(len(rows)) - first + shift) % sizes]
 
 
 def null_splits(y: Labels, groups: Groups, folds: Sequence[Fold], *, n_shuffles: int, seed: int) -> list[Split]:

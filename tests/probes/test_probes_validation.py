@@ -164,6 +164,24 @@ def test_shuffling_mixed_documents_keeps_counts_and_runs():
     assert shares == sorted(y[groups == g].mean() for g in range(30))
 
 
+@pytest.mark.parametrize("pattern", [[0, 1, 0, 1], [0, 0, 1, 1], [1, 0, 0]])
+def test_shuffling_labels_that_repeat_alike_in_all_documents_takes_their_meaning(pattern):
+    """Dealt on as they stand, every document would get its own labels back."""
+    groups = np.repeat(np.arange(60), len(pattern))
+    y = np.tile(pattern, 60)
+    agreement = [np.mean(shuffle_labels(y, groups, seed=seed) == y) for seed in range(40)]
+    expected = np.mean(pattern) ** 2 + (1 - np.mean(pattern)) ** 2
+    assert np.mean(agreement) == pytest.approx(expected, abs=0.05)
+    assert 0.1 < np.max(agreement) < 0.85
+
+
+def test_shuffling_numbers_that_count_up_in_all_documents_takes_their_meaning():
+    groups, y = np.repeat(np.arange(50), 8), np.tile(np.arange(8.0), 50)
+    shuffled = shuffle_labels(y, groups, seed=3)
+    assert sorted(shuffled) == sorted(y)
+    assert abs(np.corrcoef(shuffled, y)[0, 1]) < 0.2
+
+
 def test_majority_class_scores_chance_and_constant_positive_scores_its_closed_form():
     X, y, groups = documents()
     keep = (y == 0) | (groups % 3 == 0)
