@@ -1,19 +1,49 @@
-"""Probes: what can be read from activations or latents, how sparsely, and what chance alone would give.
+"""Probes: what can be read from activations or latents, how sparsely, in which direction, and what chance alone would give.
 
-Names are imported when they are first used, so `import probes` loads neither torch nor scikit-learn.
+    data = probes.from_model(model, [probes.CATALOGUE["era"].make()], ["blocks.*.hook_resid_post"])
+    sweep(data.problems, data.source)                    # from probes.sweep import sweep
+
+The names below are what notebooks and scripts use, each imported when it is first asked for, so `import probes` loads neither torch nor
+scikit-learn. Everything else lives in the module its name suggests:
+
+    tasks          questions with known answers          features       tasks to matrices, from a store or a model
+    selection      which columns, by which score         optimal        the best columns, proven
+    sparse, linear estimators                            superposition  one neuron or many
+    validation     folds, scores, intervals, nulls       sweep          tasks x layers x k
+    baselines      what to compare latents with          regimes        scarce, unbalanced, noisy, shifted data
+    quiver         what latents add                      directions     concept directions, transfer
+    causal         the causal inner product              hierarchy      categories of the unembedding
+    observables    directions of the next token          results        tables and figures
 """
 
 import importlib
 from typing import Any
 
 _HOMES = {
-    "selection": ("rank", "top_k"),
-    "sparse": ("KSparseProbe",),
+    "selection": ("rank",),
+    "sparse": ("KSparseProbe", "KSparseRegressor"),
+    "optimal": ("OptimalSparseProbe",),
     "linear": ("DenseProbe",),
-    "validation": ("Estimate", "Fold", "ProbeScore", "evaluate_probe", "group_folds", "group_holdout", "shuffle_labels"),
+    "validation": ("ProbeScore", "evaluate_probe", "group_folds"),
     "table": ("ProbeRow", "ProbeTableConfig", "probe_table", "render_table"),
-    "tasks": ("Task", "era", "party", "sentiment"),
-    "features": ("PooledFeatures", "pooled_activations", "pooled_features", "read_features", "write_features"),
+    "tasks": ("CATALOGUE", "Task", "era", "party", "sentiment", "task_from_file"),
+    "features": (
+        "from_model",
+        "from_store",
+        "pooled_activations",
+        "pooled_features",
+        "read_features",
+        "task_corpus",
+        "write_features",
+    ),
+    "problem": ("Problem",),
+    "superposition": ("k_curve",),
+    "quiver": ("fit_quiver",),
+    "directions": ("LDADirection", "LogisticDirection", "MeanDifferenceDirection", "compare_readers", "labelled_rows"),
+    "unembedding": ("read_unembedding",),
+    "causal": ("CausalInnerProduct", "concept_cosines", "token_pairs"),
+    "hierarchy": ("hierarchy_statistics", "vocabulary_hierarchy"),
+    "observables": ("logit_lens",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -30,7 +30,7 @@ def tree(path: Path) -> ast.Module:
 def layer(module: str) -> int | None:
     parts = module.split(".")
     if parts[0] == "probes":
-        return 5 if parts[-1] == "cli" else 4
+        return 5 if "cli" in parts else 4
     return LAYERS[parts[1]] if parts[0] == "sae" and len(parts) > 1 else None
 
 

@@ -1,29 +1,16 @@
-"""The program `probes`: list the tasks, fit a probe table on saved features."""
+"""`probes fit`: k-sparse and dense probes on the matrices of a file, with their controls."""
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from sae.errors import SaeError
+from probes.cli.output import say
 from sae.fingerprint import to_json
 from sae.storage import write_json
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Sparse probes with their controls.")
 
-
-@app.command("tasks")
-def list_tasks() -> None:
-    """List the tasks: what each asks, where its texts come from, their licence."""
-    from probes.tasks import CATALOGUE
-
-    for name, entry in CATALOGUE.items():
-        print(f"{name}\n    asks     {entry.question}\n    source   {entry.source}\n    licence  {entry.licence}")
-
-
-@app.command("run")
-def run_table(
+def fit(
     file: Annotated[Path, typer.Argument(help="A .npz file with y, groups and one or more matrices; see probes.features.write_features.")],
     k: Annotated[list[int] | None, typer.Option(help="Columns a sparse probe may read; repeat for several.")] = None,
     ranking: Annotated[list[str] | None, typer.Option(help="How columns are ranked; repeat for several.")] = None,
@@ -51,16 +38,7 @@ def run_table(
     problem = read_features(file)
     rows = probe_table(problem.features, problem.y, problem.groups, config)
     n_groups = len(set(problem.groups.tolist()))
-    print(f"{len(problem.y)} rows in {n_groups} groups, {problem.y.mean():.0%} with label 1; {folds} folds, split by group")
-    print(render_table(rows))
+    say(f"{len(problem.y)} rows in {n_groups} groups, {problem.y.mean():.0%} with label 1; {folds} folds, split by group")
+    say(render_table(rows))
     if json is not None:
         write_json(json, to_json({"config": config, "rows": rows}))
-
-
-def main() -> None:
-    """Run the program; an error of the workbench is one line on standard error, without a traceback, and ends with status 2."""
-    try:
-        app()
-    except SaeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
