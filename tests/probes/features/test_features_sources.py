@@ -77,13 +77,17 @@ def make_store(model, path, corpus, **options):
 
 @pytest.fixture(scope="module")
 def store(model, tmp_path_factory):
-    return make_store(model, tmp_path_factory.mktemp("packed") / "store", task_corpus(text_task(), span_task(), context=32), rows_per_shard=9)
+    return make_store(
+        model, tmp_path_factory.mktemp("packed") / "store", task_corpus(text_task(), span_task(), context=32), rows_per_shard=9
+    )
 
 
 @pytest.fixture(scope="module")
 def alone(model, tmp_path_factory):
     """The same, where no document sees another."""
-    return make_store(model, tmp_path_factory.mktemp("isolated") / "store", task_corpus(text_task(), context=32), isolated=True)
+    return make_store(
+        model, tmp_path_factory.mktemp("isolated") / "store", task_corpus(text_task(), context=250), isolated=True, context=250
+    )
 
 
 def documents(store, model):
@@ -161,25 +165,27 @@ def test_rows_of_a_store_are_the_pooled_tokens_of_their_text_or_span(store, mode
 
 
 def test_model_and_a_store_of_documents_alone_give_the_same(alone, model):
-    tasks = [text_task(), span_task()]
+    """For documents that are in one row, without a token that either leaves out."""
+    counts = (alone.mask(SITES[0]) & alone.mask(SITES[1])).numpy()
+    whole = {text for text, t in documents(alone, model).items() if t[0] // alone.context == t[-1] // alone.context and counts[t].all()}
+    tasks = [
+        replace(text_task(), min_per_class=1).take(np.array([i for i, text in enumerate(texts()) if text in whole])),
+        replace(span_task(), min_per_class=1).take(np.array([i for i, (t, _, _) in enumerate(span_task().spans) if texts()[t] in whole])),
+    ]
+    assert len(tasks[0]) > 30
     kinds = {"TopK": dictionary("TopK", SITES[0], 32, model), "MP": dictionary("MP", SITES[1], 64, model)}
     here = from_store(alone, tasks, model.tokenizer, dictionaries=kinds)
     there = from_model(model, tasks, SITES, dictionaries=kinds, max_norm_ratio=float("inf"), batch_rows=7)
     assert there.source.names == here.source.names == (*SITES, "TopK", "MP")
-    n_same = 0
-    for one, two, task in zip(here.problems, there.problems, tasks, strict=True):
-        keys = [list(zip(p.groups.tolist(), p.y.tolist(), strict=True)) for p in (one, two)]
-        if keys[0] == keys[1]:  # nothing masked in the store
-            n_same += 1
-        by_key = {}
-        for problem, source, place in ((one, here.source, 0), (two, there.source, 1)):
-            for site in SITES:
-                by_key.setdefault(site, [None, None])[place] = source.read(site)[problem.rows]
-        for site in SITES:
-            a, b = by_key[site]
-            near = np.abs(a[:, None] - b[None]).max(axis=2).min(axis=1)
-            assert (near < 1e-4).mean() > 0.93, (task.name, site)  # the others lost a masked token of the store
-    assert len(there.problems[0]) == 60
+    assert here.lost == there.lost
+    for one, two in zip(here.problems, there.problems, strict=True):
+        assert one.y.tolist() == two.y.tolist()
+        assert one.groups.tolist() == two.groups.tolist()
+        for name in here.source.names:
+            a, b = here.source.read(name)[one.rows], there.source.read(name)[two.rows]
+            a, b = (x.toarray() if sparse.issparse(x) else x for x in (a, b))
+            assert np.abs(b).max() > 0.1
+            np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
 
 
 def test_codes_of_a_store_are_those_of_its_tokens_pooled(store, model):
@@ -194,7 +200,8 @@ def test_codes_of_a_store_are_those_of_its_tokens_pooled(store, model):
             dense = kinds[name].encode(store.gather(site, torch.from_numpy(rows.tokens), dtype=torch.float32)).dense().detach()
             pool = POOLS["max" if config.text_pooling == "max" else "mean"]
             expected = [
-                pool(dense[a:b]) if b > a else torch.zeros(kinds[name].d_sae) for a, b in zip(rows.starts[:-1], rows.starts[1:], strict=True)
+                pool(dense[a:b]) if b > a else torch.zeros(kinds[name].d_sae)
+                for a, b in zip(rows.starts[:-1], rows.starts[1:], strict=True)
             ]
             np.testing.assert_allclose(z.toarray(), torch.stack(expected), rtol=1e-4, atol=1e-5)
 
@@ -332,13 +339,15 @@ def test_store_may_open_rows_with_a_bos_or_have_no_separator(model, tmp_path, op
 
 def test_text_that_is_cut_or_not_there_is_an_error_or_left_out(model, tmp_path):
     bare = make_store(model, tmp_path / "store", from_texts(texts()), context=64)  # no filler: the last texts are cut
-    with pytest.raises(ConfigError, match=r"rows of task 'parity' are not in the store store.*No 59.*task_corpus.*missing='drop'"):
+    with pytest.raises(ConfigError, match=r"rows of task 'parity' are not in the store store.*No 5[89].*task_corpus.*missing='drop'"):
         from_store(bare, [text_task()], model.tokenizer)
     data = from_store(bare, [text_task(), span_task()], model.tokenizer, config=RowConfig(missing="drop"))
     assert 1 <= data.lost[0].n_missing <= 5
     assert data.lost[0].n_kept == len(data.problems[0]) == 60 - data.lost[0].n_missing
     assert "missing" in data.report().columns
-    whole = from_store(make_store(model, tmp_path / "full", task_corpus(text_task(), context=64), context=64), [text_task()], model.tokenizer)
+    whole = from_store(
+        make_store(model, tmp_path / "full", task_corpus(text_task(), context=64), context=64), [text_task()], model.tokenizer
+    )
     assert whole.lost[0].n_missing == 0
 
 
@@ -352,7 +361,12 @@ def test_text_beyond_the_context_is_cut_and_a_span_there_is_missing(model):
     np.testing.assert_allclose(short.source.read(SITES[0])[short.problems[0].rows[i]], acts.mean(0), rtol=1e-4, atol=1e-5)
     with pytest.raises(ConfigError, match="are not in a context of 12 tokens"):
         from_model(model, [span_task()], SITES[:1], context=12)
-    assert from_model(model, [replace(span_task(), min_per_class=1)], SITES[:1], context=30, config=RowConfig(missing="drop")).lost[0].n_missing > 10
+    assert (
+        from_model(model, [replace(span_task(), min_per_class=1)], SITES[:1], context=30, config=RowConfig(missing="drop"))
+        .lost[0]
+        .n_missing
+        > 10
+    )
 
 
 def test_token_with_two_answers_is_left_out_and_with_one_twice_is_kept_once(model):
@@ -398,7 +412,7 @@ def test_digest_changes_with_all_that_decides_the_matrices(store, alone, model):
 
 def test_source_travels_to_another_process(store, model):
     source = from_store(store, [text_task()], model.tokenizer, dictionaries={"MP": dictionary("MP", SITES[1], 64, model)}).source
-    far = pickle.loads(pickle.dumps(source))
+    far = pickle.loads(pickle.dumps(source))  # noqa: S301, as joblib sends it
     assert far.digest == source.digest
     np.testing.assert_array_equal(far.read(SITES[0]), source.read(SITES[0]))
     assert (far.read("MP") != source.read("MP")).nnz == 0
@@ -406,13 +420,20 @@ def test_source_travels_to_another_process(store, model):
 
 def test_arrays_are_a_source():
     rng = np.random.default_rng(0)
-    matrices = {"dense": rng.normal(size=(6, 3)).astype(np.float32), "sparse": sparse.random(6, 9, density=0.3, format="csr", random_state=0)}
+    matrices = {
+        "dense": rng.normal(size=(6, 3)).astype(np.float32),
+        "sparse": sparse.random(6, 9, density=0.3, format="csr", random_state=0),
+    }
     source = ArraySource(matrices)
     assert isinstance(source, FeatureSource)
     assert (source.names, source.n_rows) == (("dense", "sparse"), 6)
     assert source.read("dense") is matrices["dense"]
     assert ArraySource({**matrices, "dense": matrices["dense"] + 1}).digest != source.digest == ArraySource(dict(matrices)).digest
     assert ArraySource(matrices, "abc").digest == "abc"
+
+
+def slow_tokenizer(texts, **options):
+    raise NotImplementedError("return_offset_mapping is not available when using Python tokenizers")
 
 
 @pytest.mark.parametrize(
@@ -422,8 +443,11 @@ def test_arrays_are_a_source():
         (lambda s, m: from_store(s, [text_task(), text_task()], m.tokenizer), ["names of their own", "parity"]),
         (lambda s, m: from_store(s, [text_task(seed=9)], m.tokenizer), ["60 of 60 rows of task 'parity'", "task_corpus"]),
         (lambda s, m: from_store(s, [text_task()], m.tokenizer, sites=["blocks.0.hook_resid_post"]), ["site must be one of", "blocks.0"]),
-        (lambda s, m: from_store(s, [text_task()], lambda *a, **k: None), ["tokenizer must", "lambda"]),
-        (lambda s, m: from_store(s, [text_task(n=60, seed=0), span_task()], m.tokenizer, config=RowConfig(token_pooling="max")), ["mean and max"]),
+        (lambda s, m: from_store(s, [text_task()], slow_tokenizer), ["tokenizer must give offsets", "use_fast=True"]),
+        (
+            lambda s, m: from_store(s, [text_task(n=60, seed=0), span_task()], m.tokenizer, config=RowConfig(token_pooling="max")),
+            ["mean and max"],
+        ),
         (lambda s, m: RowConfig(skip_first=-1), ["skip_first must be at least 0", "-1"]),
         (
             lambda s, m: from_store(s, [text_task()], m.tokenizer, dictionaries={SITES[0]: dictionary("TopK", SITES[0], 32, m)}),
@@ -438,17 +462,21 @@ def test_arrays_are_a_source():
             ["dictionaries['d']", "dictionary_sites"],
         ),
         (
-            lambda s, m: from_store(s, [text_task()], m.tokenizer, dictionaries={"d": dictionary("TopK", SITES[0], 32, m, model_digest="x")}),
+            lambda s, m: from_store(
+                s, [text_task()], m.tokenizer, dictionaries={"d": dictionary("TopK", SITES[0], 32, m, model_digest="x")}
+            ),
             ["dictionaries['d']", "digest x"],
         ),
         (lambda s, m: from_store(s, [text_task()], m.tokenizer).source.read("nothing"), ["name must be one of", "nothing"]),
-        (lambda s, m: from_store(s, [text_task()], m.tokenizer, config=RowConfig(skip_first=100)), ["at least 20 rows", "0 of 'even'", "60 rows 0"]),
+        (
+            lambda s, m: from_store(s, [text_task()], m.tokenizer, config=RowConfig(skip_first=100)),
+            ["at least 20 rows", "0 of 'even'", "60 rows 0"],
+        ),
         (lambda s, m: from_model(m, [text_task()], SITES, context=1), ["context must be at least 2"]),
         (lambda s, m: from_model(m, [text_task()], ["blocks.77.hook_resid_post"]), ["blocks.77"]),
         (lambda s, m: task_corpus(), ["at least one task"]),
         (lambda s, m: ArraySource({}), ["one or more"]),
         (lambda s, m: ArraySource({"a": np.zeros((3, 2)), "b": np.zeros((4, 2))}), ["equally many rows", "4"]),
-        (lambda s, m: ArraySource({"a": np.zeros((3, 2), dtype=int)}), ["matrix of floats"]),
     ],
 )
 def test_bad_input_is_named(store, model, call, words):
