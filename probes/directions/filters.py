@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float, Int, Shaped
+from scipy import sparse
 from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 TOLERANCE, MAX_STEPS = 1e-7, 5000
+UNITS_PER_BLOCK = 256
 
 
 def iou(truth: Shaped[np.ndarray, " n"], predicted: Shaped[np.ndarray, " n"]) -> float:
@@ -43,8 +45,10 @@ class SingleFilter(DirectionReader):
     """The one unit whose thresholded activation overlaps the mask most. `direction_` is its axis, `decision_function` is a_k - T_k.
 
     shares: values of tau to try, in (0, 1). Attributes beside the shared ones: `unit_`, `share_`, `threshold_`, `iou_` on the rows of fit,
-    `ious_` [d], the best of each unit over `shares`. Of equal units the first wins.
+    `ious_` [d], the best of each unit over `shares`. Of equal units the first wins. Of sparse X a few columns at a time are made dense.
     """
+
+    reads_sparse = True
 
     def __init__(self, shares=(0.005,)):
         self.shares = shares
@@ -55,8 +59,13 @@ class SingleFilter(DirectionReader):
         if not shares or not all(0 < share < 1 for share in shares):
             raise ConfigError(f"shares must hold numbers in (0, 1), got {self.shares!r} (SingleFilter)")
         X, encoded = self._labelled(X, y)
-        thresholds = np.quantile(X, [1 - share for share in shares], axis=0)
-        found = np.stack([self._ious(X, encoded, threshold) for threshold in thresholds])
+        columns = X.tocsc() if sparse.issparse(X) else X
+        thresholds, found = np.empty((2, len(shares), X.shape[1]))
+        for start in range(0, X.shape[1], UNITS_PER_BLOCK):
+            block = slice(start, start + UNITS_PER_BLOCK)
+            acts = columns[:, block].toarray() if sparse.issparse(X) else columns[:, block]
+            thresholds[:, block] = np.quantile(acts, [1 - share for share in shares], axis=0)
+            found[:, block] = [self._ious(acts, encoded, threshold) for threshold in thresholds[:, block]]
         self.ious_ = found.max(axis=0)
         self.unit_ = int(self.ious_.argmax())
         number = int(found[:, self.unit_].argmax())

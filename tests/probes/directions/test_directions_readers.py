@@ -237,6 +237,7 @@ def test_contrast_pairs_are_rows_with_labels_and_pair_numbers():
     np.testing.assert_array_equal(rows.X[matched.positive], positive)
     np.testing.assert_array_equal(rows.X[matched.negative], negative)
     assert rows.groups.tolist() == [5, 5, 5, 5, 8, 8]
+    assert match_pairs(np.array([0, 1, 1, 0, 0, 1]), np.array([9, 4, 9, 4, 1, 1])).positive.tolist() == [2, 1, 5]  # as they first appear
     assert contrast_pairs("p", positive, negative).groups.tolist() == [0, 0, 1, 1, 2, 2]
 
 
