@@ -45,6 +45,7 @@ from sae.activations.corpus import from_texts, state_of_the_union
 from sae.activations.store import ActivationStore
 from sae.models.assets import default_model
 from sae.models.language_model import LanguageModel
+from sae.storage import user_cache_dir
 
 N_LAYERS, N_ROWS, CHARACTERS = 30, 5000, 700
 SECONDS_BAR, SPEED_BAR, AUC_BAR = 600.0, 5.0, 0.005
@@ -196,12 +197,12 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--store", type=Path, default=Path("bench_probes_store"), help="where the store is, or will be captured to")
+    parser.add_argument("--store", type=Path, help="where the store is, or will be captured to; in the user's cache folder otherwise")
     parser.add_argument("--kind", default="mlp.hook_post", help="what of every block to read")
     parser.add_argument("--layers", type=int, nargs="+", default=[2, 14, 26], help="layers that are compared with the loop")
     parser.add_argument("--only", choices=("fits", "layer", "sweep", "sparse"), help="sparse: the sweep without the dense baseline")
     options = parser.parse_args()
-    store = captured(options.store, options.kind)
+    store = captured(options.store or user_cache_dir() / "stores" / f"bench-probes-{options.kind}", options.kind)
     usable = store.usable_tokens(store.site_names[0], held_out=0.0)
     for name in store.site_names[1:]:
         usable = usable[store.mask(name)[usable]]

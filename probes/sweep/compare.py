@@ -15,7 +15,7 @@ import numpy as np
 from probes.figures import colour, control_line, new_figure
 from probes.results import Cell, Result, Table
 from probes.sweep.config import DENSE
-from probes.sweep.result import LABELS, SweepResult
+from probes.sweep.result import LABELS, SweepResult, layer_numbers
 from sae.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -89,22 +89,26 @@ class SweepComparison(Result):
         return Table(title, ("features", "matrix", "problem", "k"), tuple(rows), f"Out of k = {list(self.sweeps[0].config.ks)}.")
 
     def sparsity_figure(self, *, share: float = 0.95) -> "Figure":
-        """The columns needed, against the relative depth of the layer: the geometric mean over problems, one line per sweep. A problem that
-        no k solves counts as all columns.
+        """The columns needed, against the layer as a share of the last one swept: the geometric mean over problems, one line per sweep. A
+        problem for which no k suffices counts as all columns.
         """
         _check_share(share)
         title = f"Columns needed for {share:.0%} of the dense probe's {LABELS.get(self.metric, self.metric)} above chance"
-        figure = new_figure(title, "depth (share of the layers)", "k, geometric mean over problems")
+        figure = new_figure(title, "depth (share of the layers)", "k (geometric mean over problems)")
+        widest = 1
         for i, each in enumerate(self.sweeps):
-            y = []
+            y, d = [], 1
             for matrix in each.matrices:
                 d = each.cell(each.problems[0], matrix, k=None).d
                 ks = [sparsity(each, problem, matrix, share=share, metric=self.metric) or d for problem in each.problems]
                 y.append(float(np.exp(np.mean(np.log(ks)))))
-            x = np.linspace(0, 1, len(y)) if len(y) > 1 else np.zeros(1)
+            layers = layer_numbers(each.matrices) or tuple(range(len(y)))
+            x = np.array(layers) / max(1, *layers)
             line = {"color": colour(i), "width": 2}
             figure.add_scatter(x=x.tolist(), y=y, mode="lines+markers", name=each.name, line=line, text=list(each.matrices))
-        figure.update_yaxes(type="log")
+            widest = max(widest, d)
+        ticks = [k for k in sorted(self.sweeps[0].config.ks) if k < widest] + [widest]
+        figure.update_yaxes(type="log", tickvals=ticks, ticktext=[f"{k:,}" for k in ticks], range=[-0.1, float(np.log10(widest)) + 0.1])
         return figure
 
 

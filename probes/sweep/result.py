@@ -160,7 +160,9 @@ class SweepResult(Result):
             found = [getattr(cell.test, metric) for cell in chosen]
             ink = colour(i)
             edge = {"x": [*ticks, *ticks[::-1]], "y": [*(e.high for e in found), *(e.low for e in found[::-1])]}
-            figure.add_scatter(**edge, fill="toself", fillcolor=band(ink), line={"width": 0}, hoverinfo="skip", showlegend=False)
+            figure.add_scatter(
+                **edge, mode="lines", fill="toself", fillcolor=band(ink), line={"width": 0}, hoverinfo="skip", showlegend=False
+            )
             hover = [cell.matrix for cell in chosen]
             values = [e.value for e in found]
             figure.add_scatter(x=ticks, y=values, mode="lines+markers", name=problem, line={"color": ink, "width": 2}, text=hover)

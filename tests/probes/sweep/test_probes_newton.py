@@ -10,7 +10,7 @@ from sklearn.linear_model import LogisticRegression
 
 from probes.base import fit_logistic
 from probes.logistic_loops import logistic_step
-from probes.newton import fit_nested, row_weights, standardised
+from probes.newton import _descend, _gradient, _moved, _Problem, fit_nested, row_weights, standardised
 from sae.errors import ConfigError
 
 KS = (1, 3, 8, 9, 20)
@@ -85,6 +85,19 @@ def test_separated_classes_get_the_finite_penalised_rule():
     rule = fit_nested(x[None, :], (x > 0).astype(int), ks=(1,), C=10.0)[0]
     reference = LogisticRegression(C=10.0, class_weight="balanced", tol=1e-10).fit(((x - x.mean()) / x.std())[:, None], x > 0)
     assert rule.coef[0] * x.std() == pytest.approx(reference.coef_[0, 0], rel=1e-5)
+
+
+def test_a_step_that_is_too_long_is_halved_until_it_lowers_the_loss():
+    X, y = rows(9, d=4)
+    z = standardised(np.ascontiguousarray(X.T)).z
+    problem = _Problem(z, None, 2.0 * y - 1, row_weights(y), 1.0)
+    start = _moved(problem, np.zeros(5), np.zeros(len(y)), np.zeros(len(y)), 0.0)
+    gradient = _gradient(problem, start)
+    step = -gradient  # hundreds of times too long
+    assert _moved(problem, step, start.margin, step @ z, 1.0).value > start.value
+    found, size = _descend(problem, start, step, step @ z, float(gradient @ step))
+    assert found.value < start.value and 0 < size < 1 and np.log2(size) % 1 == 0
+    np.testing.assert_allclose(found.theta, size * step)
 
 
 def test_the_order_of_ks_does_not_matter_and_warm_starts_change_nothing():
