@@ -153,11 +153,15 @@ def _minimise(problem: _Problem, theta: np.ndarray) -> tuple[np.ndarray, int]:
     point = _moved(problem, theta, decision, decision, 0.0)
     gradient, inverse, previous, n_slow = _gradient(problem, point), None, 1e-300, 0
     for n_iter in range(1, MAX_STEPS + 1):
+        kept = inverse is not None
         if inverse is None:
             step, inverse, n_slow = *_newton_step(problem, point, gradient), 0
         else:
             step = blas.dsymv(-1.0, inverse, gradient)
         new, size = _descend(problem, point, step, step @ z, float(gradient @ step))
+        if size == 0 and kept:  # f may be flat here, or B is worn out
+            inverse = None
+            continue
         length = float(np.abs(step).max())
         shrunk, previous = length / previous, length
         # Steps shrink ever faster: the next one would be at most length * shrunk.
