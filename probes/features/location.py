@@ -292,13 +292,15 @@ def pool_rows(
     lengths = np.diff(starts)
     if (lengths == 1).all():
         return x
+    if (lengths <= 1).all():
+        out = np.zeros((len(lengths), x.shape[1]), dtype=np.float32)
+        out[lengths == 1] = x
+        return out
     if reduce == "mean":
-        average = sparse.csr_matrix(
-            (np.repeat(1 / np.maximum(lengths, 1), lengths), np.arange(len(x)), starts), shape=(len(lengths), len(x))
-        )
+        weights = np.repeat(1 / np.maximum(lengths, 1), lengths)
+        average = sparse.csr_matrix((weights, np.arange(len(x)), starts), shape=(len(lengths), len(x)))
         return (average @ x).astype(np.float32)
-    out = np.zeros((len(lengths), x.shape[1]), dtype=np.float32)
-    some = lengths > 0
+    out, some = np.zeros((len(lengths), x.shape[1]), dtype=np.float32), lengths > 0
     if some.any():
         out[some] = np.maximum.reduceat(x, starts[:-1][some], axis=0)
     return out
