@@ -163,7 +163,8 @@ class Search:
             constraints=[above, size],
             bounds=Bounds(np.append(np.zeros(d), -np.inf), np.append(np.ones(d), np.inf)),
             integrality=np.append(np.full(d, int(whole)), 0),
-            options={"time_limit": max(self.left(), 0.1), "mip_rel_gap": self.config.tolerance / 4},
+            # Undoing a presolve, HiGHS writes to the terminal now and then; problems of this size gain nothing by it.
+            options={"time_limit": max(self.left(), 0.1), "mip_rel_gap": self.config.tolerance / 4, "presolve": False},
         )
         bound = found.mip_dual_bound if whole else (found.fun if found.status == 0 else None)
         if bound is not None and np.isfinite(bound):
