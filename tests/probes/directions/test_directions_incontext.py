@@ -34,6 +34,13 @@ def test_vector_never_points_against_the_mean_of_the_differences(seed):
     np.testing.assert_allclose(again, vector, atol=1e-10)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_demonstrations_turned_round_give_the_opposite_vector(seed):
+    rows, _ = demonstrations(seed)
+    forth, back = (InContextVector().fit(rows.X, y, pairs=rows.pairs).vector_ for y in (rows.y, 1 - rows.y))
+    np.testing.assert_allclose(back, -forth, atol=1e-10)
+
+
 def test_one_demonstration_gives_its_difference():
     rows, D = demonstrations(n=1)
     np.testing.assert_allclose(InContextVector().fit(rows.X, rows.y, pairs=rows.pairs).vector_, D[0], atol=1e-12)
