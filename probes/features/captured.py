@@ -29,6 +29,8 @@ from sae.storage import Key, ResultCache, map_tensors
 from sae.storage.tensors import write_tensors
 
 FEATURES_FILE = "features.safetensors"
+PADDING = 16
+"""Batches are as long as a multiple of this (tokens): what is prepared for a shape of matrix is kept, and there would be as many as lengths."""
 
 
 @runtime_checkable
@@ -87,6 +89,8 @@ def from_model(
     read = model.sites(sites)
     located = locate(tasks, model.tokenizer, config)
     present = located.offsets() < context - 1
+    where = f"a context of {context} tokens"
+    located.problems(present, present, cut=True, where=where)  # what is missing is known before the model is run
     options = {
         "sites": [site.name for site in read],
         "context": context,
@@ -97,7 +101,7 @@ def from_model(
     key = Key("probes.features", 1, options, {"model": model.digest, "rows": located.digest})
     run = _Pass(model, located, read, {name: (places[name], each) for name, each in dictionaries.items()}, context, max_norm_ratio)
     matrices, counted = run.compute(present, batch_rows) if cache is None else _cached(cache, key, lambda: run.compute(present, batch_rows))
-    problems, lost = located.problems(present, counted, cut=True, where=f"a context of {context} tokens")
+    problems, lost = located.problems(present, counted, cut=True, where=where)
     return ProbeData(ArraySource(matrices, key.digest), problems, lost)
 
 
@@ -162,7 +166,7 @@ class _Pass:
     def _capture(self, batch: Int[np.ndarray, "_"]) -> tuple[dict[Site, Tensor], Int[np.ndarray, "_"]]:
         """(activations [n, width] by site, numbers) of the tokens of the texts in `batch` that are in the context, in their order."""
         rows = [[self.model.separator_id, *self.located.tokens[i].ids][: self.context] for i in batch]
-        longest = max(len(row) for row in rows)
+        longest = -(-max(len(row) for row in rows) // PADDING) * PADDING
         captured = self.model.capture(torch.tensor([[*row, *[row[0]] * (longest - len(row))] for row in rows]), self.captured_sites)
         where = torch.tensor([(i, place) for i, row in enumerate(rows) for place in range(1, len(row))], dtype=torch.long).reshape(-1, 2)
         numbers = [np.arange(len(row) - 1) + self.located.starts[i] for i, row in zip(batch, rows, strict=True)]
