@@ -84,7 +84,7 @@ class Size:
     """Label shuffles behind each null."""
 
 
-FULL = Size((5, 11, 17, 23, 29), 250_000, 2048, {"TopK": 600, "pursuit": 200}, 1000, 5)
+FULL = Size((5, 11, 17, 23, 29), 250_000, 2048, {"TopK": 600, "pursuit": 200}, 600, 5)
 FAST = Size((5, 11), 12_000, 512, {"TopK": 60, "pursuit": 20}, 160, 2)
 
 
