@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -147,14 +147,13 @@ def read_unembedding(source: "LanguageModel | str | Path") -> Unembedding:
 
     model = source if isinstance(source, LanguageModel) else LanguageModel.load(source, dtype=torch.float32)
     tokens = [None if token == f"<unused {i}>" else token for i, token in enumerate(model.vocabulary())]
-    weights: Any = model._model
-    return clean_unembedding(weights.unembedding(), tokens, norm=_final_norm(weights, model.shape.d_model))
+    return clean_unembedding(model.unembedding(), tokens, norm=_final_norm(model))
 
 
-def _final_norm(weights: Any, d_model: int) -> FinalNorm | None:
+def _final_norm(model: "LanguageModel") -> FinalNorm | None:
     """The state of the final norm, measured: N(0) = bias, and eps from a short input, so that no convention of storing it matters."""
     try:
-        norm = weights.final_norm()
+        norm, d_model = model.final_norm(), model.shape.d_model
     except ConfigError:  # the model has none
         return None
     with torch.no_grad():

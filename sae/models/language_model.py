@@ -227,6 +227,14 @@ class LanguageModel:
             effects = torch.cat([written @ rows.float().T for rows in self._model.unembedding().split(8192)], dim=-1)
             return effects - effects.mean(dim=-1, keepdim=True)
 
+    def unembedding(self) -> Float[Tensor, "d_vocab d_model"]:
+        """W_U as rows, in the model's dtype; not a copy. Raises ConfigError for a model without one."""
+        return self._model.unembedding().detach()
+
+    def final_norm(self) -> torch.nn.Module:
+        """The norm before the unembedding, as the Hugging Face model has it. Raises ConfigError when there is none."""
+        return self._model.final_norm()
+
     def _checked(self, tokens: Tensor) -> Tensor:
         if tokens.numel() == 0 or tokens.shape[1] > self.shape.n_ctx:
             allowed = f"[batch, context] with context in 1..n_ctx={self.shape.n_ctx}"

@@ -450,3 +450,12 @@ def test_a_lone_surrogate_is_a_clear_error():
     broken = b"caf\xe9 au lait".decode("utf-8", errors="surrogateescape")
     with pytest.raises(ConfigError, match=r"texts\[1\] is not text: character 3 is the lone surrogate .*errors=.replace"):
         tiny_language_model().tokenize(["fine", broken])
+
+
+def test_the_unembedding_after_the_final_norm_gives_the_logits(pair, tokens):
+    model, _ = pair
+    site = model.site(f"blocks.{model.shape.n_layers - 1}.hook_resid_post")
+    acts = model.capture(tokens, [site])[site]
+    with torch.no_grad():
+        expected = model.final_norm()(acts) @ model.unembedding().T
+    torch.testing.assert_close(expected.float(), model.run(tokens), rtol=1e-4, atol=1e-4)
