@@ -137,7 +137,7 @@ def test_speakers_with_few_documents_are_left_out():
     assert [task.classes[label] for label in task.y] == [f"s{i // 5}" for i in documents]
     assert len(np.unique(task.groups)) == 55
     with pytest.raises(ConfigError, match="min_documents=6 leaves 0 speakers, two are needed; the most documents: s0 5, s1 5, s10 5"):
-        speaker(speeches(), min_documents=6)
+        speaker(speeches(), min_documents=6, n_words=5)
 
 
 def test_rating_keeps_the_number_and_every_rated_sentence(pip, tmp_path):
