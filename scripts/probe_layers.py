@@ -195,8 +195,9 @@ def main() -> None:
     found = list(sweeps(data, size, cache))
     compared = compare_sweeps(found)
     tables = {each.name: each.table() for each in found} | {"compared": compared.table(), "sparsity": compared.sparsity()}
-    for table in tables.values():
-        print(f"\n{table.text()}")
+    for name, table in tables.items():
+        if name != "sparsity":  # a line for every layer and task: in the file
+            print(f"\n{table.text()}")
     if options.json:
         options.json.write_text(
             json.dumps({name: {"rows": table.records(), "note": table.note} for name, table in tables.items()}, indent=2) + "\n"
