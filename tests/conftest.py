@@ -1,4 +1,4 @@
-"""What every test gets: one thread, no network, and a cache folder of its own unless the test is about the real model."""
+"""What every test gets: one thread, no network, no screen of a given width, and a cache folder of its own unless the test is about the real model."""
 
 import os
 import subprocess
@@ -15,6 +15,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))  # `from tiny import tiny_language_model`
 
+for name in ("COLUMNS", "LINES", "FORCE_COLOR"):  # a test that is about the screen's width sets it: a console keeps what it finds when it is made
+    os.environ.pop(name, None)
 torch.set_num_threads(int(os.environ.get("SAE_TEST_THREADS", "1")))
 
 
