@@ -15,7 +15,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))  # `from tiny import tiny_language_model`
 
-for name in ("COLUMNS", "LINES", "FORCE_COLOR"):  # a test that is about the screen's width sets it: a console keeps what it finds when it is made
+for name in ("COLUMNS", "LINES", "FORCE_COLOR"):  # a console keeps what it finds when it is made: a test about widths sets its own
     os.environ.pop(name, None)
 torch.set_num_threads(int(os.environ.get("SAE_TEST_THREADS", "1")))
 
