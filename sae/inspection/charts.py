@@ -5,9 +5,10 @@ from itertools import pairwise
 
 from markupsafe import Markup
 
+from sae.evaluation.figures import AnyFigure, Axis, Figure, HeatMap, Series
 from sae.inspection.format import number
+from sae.inspection.heatmaps import heat_map
 from sae.inspection.records import Histogram
-from sae.inspection.report_data import Axis, Figure, Series
 from sae.inspection.svg import PALETTE, Scale, drawing, element, line, spread, text, tick_label
 
 HOT, COLD = "#d9661f", "#2f7fc1"
@@ -82,30 +83,44 @@ def sparkline(histogram: Histogram, *, width: int = 84, height: int = 22) -> Mar
 
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 560, 330, 62, 48, 14
+FEW = 24
+"""Points up to which a line shows them, and a cloud of them is named beside its last one."""
 
 
-def figure_chart(figure: Figure, places: Mapping[str, int] | None = None) -> Markup:
+def figure_chart(figure: AnyFigure, places: Mapping[str, int] | None = None) -> Markup:
     """The figure with axes, units, bounds and names beside the lines. `places` fixes the colour (a place in the palette) of a series by
     its name."""
-    bars = [s for s in figure.series if s.mark == "bars"]
-    drawn = [s for s in figure.series if s.mark != "bars"]
+    if isinstance(figure, HeatMap):
+        return heat_map(figure)
+    listed = [s for s in figure.series if _in_legend(s)]
+    drawn = [s for s in figure.series if not _in_legend(s)]
     longest = max((len(s.name) for s in drawn), default=0)
     right = WIDTH - (min(18 + 6.6 * longest, 190) if drawn else 16)
-    top = TOP + 20 * (len(bars) > 1) + 16 * any(r.axis == "x" for r in figure.rules)
+    legend = listed if len(figure.series) > 1 else []
+    top = TOP + 20 * _legend_rows(legend, right) + 16 * any(r.axis == "x" for r in figure.rules)
     x, y = _scales(figure, right, top)
     colours = _colours(figure.series, places or {})
     parts = [*_axes(figure, x, y, right, top)]
-    parts += [shape for s in bars for shape in _bars(s, x, y, colours[s.name])]
-    parts += [shape for s in drawn for shape in _band(s, x, y, colours[s.name])]
-    parts += [shape for s in drawn for shape in _curve(s, x, y, colours[s.name])]
-    parts += [*_rules(figure, x, y, right, top), *_names(drawn, x, y, colours, right), *_legend(bars, colours)]
+    for s in figure.series:
+        if s.mark == "bars":
+            parts += _bars(s, x, y, colours[s.name])
+    lines = [s for s in figure.series if s.mark != "bars"]
+    parts += [shape for s in lines for shape in _band(s, x, y, colours[s.name])]
+    parts += [shape for s in lines for shape in _curve(s, x, y, colours[s.name])]
+    parts += [*_rules(figure, x, y, right, top), *_names(drawn, x, y, colours, right), *_legend(legend, colours, right)]
     label = f"{figure.title}: {figure.y.label} against {figure.x.label} for {', '.join(s.name for s in figure.series)}"
     return drawing(WIDTH, HEIGHT, label, parts, class_="chart figure")
 
 
-def colour_places(figures: Iterable[Figure]) -> dict[str, int]:
+def _in_legend(series: Series) -> bool:
+    """Whether its name stands above the chart and not beside its last point: bars, and points that no line joins."""
+    return series.mark != "line"
+
+
+def colour_places(figures: Iterable[AnyFigure]) -> dict[str, int]:
     """A place in the palette for every result of the figures, by name in order of appearance: one thing has one colour in all of them."""
-    names = dict.fromkeys(s.name for figure in figures for s in figure.series if s.role == "result")
+    drawn = (figure for figure in figures if isinstance(figure, Figure))
+    names = dict.fromkeys(s.name for figure in drawn for s in figure.series if s.role == "result")
     return {name: i for i, name in enumerate(names)}
 
 
@@ -135,28 +150,41 @@ def _scales(figure: Figure, right: float | int, top: float | int) -> tuple[Scale
     left, far = min(xs), max(xs)
     if left == far:
         left, far = (left / 2, far * 2) if x_log else (left - 0.5, far + 0.5)
-    return Scale(left, far, LEFT + 6, right - 8, x_log), Scale(low, high, HEIGHT - BOTTOM, top, log)
+    if figure.x.names:
+        left, far = min(left, -0.5), max(far, len(figure.x.names) - 0.5)
+    x, y = Scale(left, far, LEFT + 6, right - 8, x_log), Scale(low, high, HEIGHT - BOTTOM, top, log)
+    return _equal(x, y) if figure.equal else (x, y)
 
 
-def _x_ticks(figure: Figure, x: Scale) -> list[float]:
-    values = sorted({float(v) for s in figure.series for v in s.x})
-    if x.log and len(values) <= 9 and all(b / a >= 1.4 for a, b in pairwise(values)):
-        return values
-    return x.ticks(6)
+def _equal(x: Scale, y: Scale) -> tuple[Scale, Scale]:
+    """The scales with the denser one's range widened about its middle, so that a unit takes as many pixels on both."""
+    units = max((scale.high - scale.low) / abs(scale.last - scale.first) for scale in (x, y))
+    half = [units * abs(scale.last - scale.first) / 2 for scale in (x, y)]
+    middle = [(scale.low + scale.high) / 2 for scale in (x, y)]
+    return tuple(Scale(m - h, m + h, s.first, s.last) for s, m, h in zip((x, y), middle, half, strict=True))  # type: ignore[return-value]
+
+
+def _ticks(axis: Axis, scale: Scale, values: Iterable[float | int], n: int, room: float | int) -> list[tuple[float, str]]:
+    """Places and texts of an axis's ticks; of names as many as `room` pixels each allow."""
+    if axis.names:
+        pixels = abs(scale(1) - scale(0))
+        every = next((k for k in (1, 2, 5, 10, 20, 50) if k * pixels >= room), 100)
+        return [(float(i), name) for i, name in enumerate(axis.names) if i % every == 0]
+    own = sorted({float(v) for v in values})
+    few = scale.log and len(own) <= 9 and all(b / a >= 1.4 for a, b in pairwise(own))
+    return [(tick, tick_label(tick)) for tick in (own if few else scale.ticks(n))]
 
 
 def _axes(figure: Figure, x: Scale, y: Scale, right: float | int, top: float | int) -> list[Markup]:
     parts = []
-    for tick in y.ticks(5):
+    for tick, label in _ticks(figure.y, y, (), 5, 14):
         parts += [
             line(LEFT, y(tick), right, y(tick), class_="grid", opacity=0.15),
-            text(LEFT - 6, y(tick) + 4, tick_label(tick), anchor="end", opacity=0.75),
+            text(LEFT - 6, y(tick) + 4, label, anchor="end", opacity=0.75),
         ]
-    for tick in _x_ticks(figure, x):
-        parts += [
-            line(x(tick), y.first, x(tick), y.first + 4),
-            text(x(tick), y.first + 18, tick_label(tick), anchor="middle", opacity=0.75),
-        ]
+    room = 8 + 6.6 * max((len(name) for name in figure.x.names), default=0)
+    for tick, label in _ticks(figure.x, x, (v for s in figure.series for v in s.x), 6, room):
+        parts += [line(x(tick), y.first, x(tick), y.first + 4), text(x(tick), y.first + 18, label, anchor="middle", opacity=0.75)]
     parts.append(line(LEFT, y.first, right, y.first))
     parts.append(text((LEFT + right) / 2, HEIGHT - 8, _axis_label(figure.x), anchor="middle", class_="title", opacity=0.85))
     middle = (y.first + top) / 2
@@ -205,6 +233,10 @@ def _height(value: float | int, y: Scale) -> float:
 def _band(series: Series, x: Scale, y: Scale, colour: tuple[str, str, int]) -> list[Markup]:
     if not series.low:
         return []
+    if series.mark == "points":  # a whisker at each
+        ends = zip(series.x, series.low, series.high, strict=True)
+        look = {"class_": f"line {colour[0]}", "stroke": colour[1], "stroke_width": 1.6}
+        return [element("line", x1=x(a), y1=_height(b, y), x2=x(a), y2=_height(c, y), **look) for a, b, c in ends]
     there = [f"{x(a):.2f},{_height(b, y):.2f}" for a, b in zip(series.x, series.high, strict=True)]
     back = [f"{x(a):.2f},{_height(b, y):.2f}" for a, b in zip(series.x, series.low, strict=True)]
     return [element("polygon", points=" ".join(there + back[::-1]), class_=f"band {colour[0]}", fill=colour[1], fill_opacity=0.18)]
@@ -220,9 +252,12 @@ def _curve(series: Series, x: Scale, y: Scale, colour: tuple[str, str, int]) -> 
         parts.append(
             element("polyline", points=path, class_=f"line {name}", fill="none", stroke=stroke, stroke_width=2.2, stroke_dasharray=dash)
         )
-    if series.mark == "points" or 3 <= len(points) <= 24:
-        for (a, b), u, v in zip(points, series.x, series.y, strict=True):
-            title = element("title", f"{series.name}: {number(float(u))}, {number(float(v), 4)}")
+    if series.mark == "points" and len(points) > FEW and not series.labels:
+        return parts + [element("circle", class_=f"dot {name}", fill=stroke, fill_opacity=0.45, cx=a, cy=b, r=1.8) for a, b in points]
+    if series.mark == "points" or 3 <= len(points) <= FEW:
+        names = series.labels or (series.name,) * len(points)
+        for (a, b), u, v, label in zip(points, series.x, series.y, names, strict=True):
+            title = element("title", f"{label}: {number(float(u))}, {number(float(v), 4)}")
             parts.append(_marker(a, b, MARKERS[place % len(MARKERS)], title, name, stroke))
     return parts
 
@@ -275,17 +310,34 @@ def _names(drawn: list[Series], x: Scale, y: Scale, colours: dict[str, tuple[str
     return parts
 
 
-def _legend(bars: list[Series], colours: dict[str, tuple[str, str, int]]) -> list[Markup]:
-    if len(bars) < 2:
-        return []
-    parts, at = [], float(LEFT)
-    for s in bars:
-        name, colour, _ = colours[s.name]
-        dashed = (
-            {"fill": "none", "stroke": colour, "stroke_dasharray": "3 2"} if s.role == "null" else {"fill": colour, "fill_opacity": 0.6}
-        )
-        kind = "outline" if s.role == "null" else "bar"
-        parts.append(element("rect", class_=f"{kind} {name}", x=at, y=6.0, width=14, height=11, **dashed))
-        parts.append(text(at + 19, 16, s.name, class_=f"name {name}", fill=colour, font_weight=600))
-        at += 34 + 7.0 * len(s.name)
+def _legend_rows(listed: list[Series], right: float | int) -> int:
+    """Rows that the legend takes."""
+    return _legend_places(listed, right)[-1][1] + 1 if listed else 0
+
+
+def _legend_places(listed: list[Series], right: float | int) -> list[tuple[float, int]]:
+    """Left end and row of every entry."""
+    at, row, found = float(LEFT), 0, []
+    for s in listed:
+        wide = 34 + 7.0 * len(s.name)
+        if at > LEFT and at + wide > max(right, WIDTH - 16) + 16:
+            at, row = float(LEFT), row + 1
+        found.append((at, row))
+        at += wide
+    return found
+
+
+def _legend(listed: list[Series], colours: dict[str, tuple[str, str, int]], right: float | int) -> list[Markup]:
+    parts = []
+    for s, (at, row) in zip(listed, _legend_places(listed, right), strict=True):
+        name, colour, place = colours[s.name]
+        down = 20.0 * row
+        if s.mark == "points":
+            parts.append(_marker(at + 7, 11.5 + down, MARKERS[place % len(MARKERS)], element("title", s.name), name, colour))
+        else:
+            null = {"fill": "none", "stroke": colour, "stroke_dasharray": "3 2"}
+            look = null if s.role == "null" else {"fill": colour, "fill_opacity": 0.6}
+            kind = "outline" if s.role == "null" else "bar"
+            parts.append(element("rect", class_=f"{kind} {name}", x=at, y=6.0 + down, width=14, height=11, **look))
+        parts.append(text(at + 19, 16 + down, s.name, class_=f"name {name}", fill=colour, font_weight=600))
     return parts

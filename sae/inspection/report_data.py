@@ -2,16 +2,32 @@
 share them.
 
 A report is a summary of facts, sections of text, tables and figures, and lists of features. Nothing here knows what a dictionary or a
-probe is.
+probe is. Figures are those of `sae.evaluation.figures`.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
 from sae.errors import ConfigError
+from sae.evaluation.figures import AnyFigure, Axis, Figure, HeatMap, Rule, Series
 from sae.inspection.records import FeatureRecord
 
+__all__ = [
+    "AnyFigure",
+    "Axis",
+    "Column",
+    "Fact",
+    "FeatureList",
+    "Figure",
+    "HeatMap",
+    "ReportData",
+    "Role",
+    "Row",
+    "Rule",
+    "Section",
+    "Series",
+    "Table",
+]
 Role = Literal["result", "control", "baseline"]
 
 
@@ -53,6 +69,8 @@ class Row:
     """A definition or remark about the row, shown in a last column when any row has one."""
     better: Literal["", "higher", "lower"] = ""
     """Which direction is good along the row; its best number is marked."""
+    strong: tuple[int, ...] = ()
+    """Places of the cells to look at first; marked like the best ones."""
 
 
 @dataclass(frozen=True)
@@ -80,85 +98,6 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Axis:
-    """An axis of a figure."""
-
-    label: str
-    """What it measures."""
-    unit: str = ""
-    """Its unit; empty for a pure number."""
-    scale: Literal["linear", "log"] = "linear"
-    """Spacing."""
-
-
-@dataclass(frozen=True)
-class Series:
-    """Named numbers of a figure."""
-
-    name: str
-    """Shown beside the line."""
-    x: tuple[float | int, ...]
-    """Abscissae; for bars the edges, one more than `y`."""
-    y: tuple[float | int, ...]
-    """Ordinates."""
-    low: tuple[float | int, ...] = ()
-    """Lower ends of a band, or empty."""
-    high: tuple[float | int, ...] = ()
-    """Upper ends of it."""
-    mark: Literal["line", "points", "bars"] = "line"
-    """How it is drawn."""
-    role: Literal["result", "null"] = "result"
-    """A result, or what chance gives (grey, dashed)."""
-
-    def __post_init__(self) -> None:
-        n = len(self.x) - (self.mark == "bars")
-        for name in ("y", "low", "high"):
-            values = getattr(self, name)
-            if len(values) != n and (name == "y" or values or len(self.low) != len(self.high)):
-                raise ConfigError(f"{name} must have {n} numbers to match x, got {len(values)} (Series {self.name!r})")
-            if not all(math.isfinite(v) for v in (*values, *self.x)):
-                raise ConfigError(f"x and {name} must be finite (Series {self.name!r})")
-
-
-@dataclass(frozen=True)
-class Rule:
-    """A straight line across a figure: a bound, a mean."""
-
-    axis: Literal["x", "y"]
-    """The axis it stands on: "x" is a vertical line."""
-    value: float | int
-    """Where."""
-    label: str
-    """What it is."""
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A chart."""
-
-    title: str
-    """Heading."""
-    x: Axis
-    """Horizontal axis."""
-    y: Axis
-    """Vertical axis."""
-    series: tuple[Series, ...]
-    """What is drawn, results last on top."""
-    rules: tuple[Rule, ...] = ()
-    """Bounds and means."""
-    caption: str = ""
-    """What is to be seen in it."""
-
-    def __post_init__(self) -> None:
-        if not self.series or not all(s.x and s.y for s in self.series):
-            raise ConfigError(f"series must be one or more, none of them empty (Figure {self.title!r})")
-        for name, axis in (("x", self.x), ("y", self.y)):
-            values = [v for s in self.series for v in getattr(s, name)] + [r.value for r in self.rules if r.axis == name]
-            if axis.scale == "log" and not any(s.mark == "bars" and name == "y" for s in self.series) and min(values) <= 0:
-                raise ConfigError(f"{name} must be positive on a log axis, got {min(values)} (Figure {self.title!r})")
-
-
-@dataclass(frozen=True)
 class Section:
     """A part of the report."""
 
@@ -168,7 +107,7 @@ class Section:
     """Paragraphs, parted by empty lines."""
     tables: tuple[Table, ...] = ()
     """Tables."""
-    figures: tuple[Figure, ...] = ()
+    figures: tuple[AnyFigure, ...] = ()
     """Figures, below the tables."""
 
 
