@@ -1,0 +1,1 @@
+"""Atoms and codes of dictionaries compared."""
