@@ -18,7 +18,8 @@ from scipy import special
 from torch import Tensor
 
 from sae.errors import ConfigError
-from sae.geometry.rows import BLOCK_ELEMENTS, row_blocks, unit_rows
+from sae.geometry.pairs import bin_edges, walk
+from sae.geometry.rows import BLOCK_ELEMENTS, unit_rows
 
 
 class Neighbours(NamedTuple):
@@ -39,7 +40,8 @@ def nearest_atoms(
 ) -> Neighbours:
     """For every atom, the `n_neighbours` other atoms with the largest signed cosine.
 
-    Atoms are normalised first. The F^2 cosines are never stored: memory is a few times `block_elements`, time F^2 d. Raises ConfigError for
+    Atoms are normalised first. The F^2 cosines are never stored; time F^2 d / 2 multiply-adds on a CPU (`sae.geometry.pairs`, which yields the
+    Babel function in the same pass). Raises ConfigError for
     fewer than 2 atoms, a zero or non-finite atom, `n_neighbours` outside 1..F-1, and n_bins < 1.
     """
     rows = unit_rows(atoms, minimum=2, argument="atoms", where="nearest_atoms")
@@ -80,17 +82,9 @@ def _nearest(
         raise ConfigError(f"n_neighbours must be in 1..{most} for {len(right)} atoms, got {n_neighbours} ({where})")
     if n_bins < 1:
         raise ConfigError(f"n_bins must be at least 1, got {n_bins} ({where})")
-    cosines = left.new_empty(len(left), n_neighbours)
-    atom_ids = torch.empty(len(left), n_neighbours, dtype=torch.int64, device=left.device)
-    histogram = torch.zeros(n_bins, dtype=torch.int64, device=left.device)
-    for block in row_blocks(len(left), len(right), block_elements, where=where):
-        product = (left[block] @ right.T).clamp_(-1, 1)
-        if same:
-            product.diagonal(offset=block.start).fill_(-2)  # below every cosine, and outside the histogram
-        cosines[block], atom_ids[block] = product.topk(n_neighbours, dim=1)
-        histogram += product.histc(n_bins, min=-1, max=1).long()
-    edges = torch.linspace(-1, 1, n_bins + 1, dtype=torch.float64, device=left.device)
-    return Neighbours(cosines=cosines, atom_ids=atom_ids, histogram=histogram, bin_edges=edges)
+    others = None if same else right
+    lists = walk(left, others, n_neighbours=n_neighbours, max_order=0, n_bins=n_bins, block_elements=block_elements, where=where)
+    return Neighbours(cosines=lists.cosines, atom_ids=lists.atom_ids, histogram=lists.histogram, bin_edges=bin_edges(n_bins, left))
 
 
 def max_cosine_null(n_atoms: int, d_in: int, *, n_null: int, generator: torch.Generator) -> Float[Tensor, " n_null"]:
