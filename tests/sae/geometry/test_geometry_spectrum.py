@@ -5,15 +5,26 @@ import math
 import numpy as np
 import pytest
 import torch
+from universal import Measure, check, check_calibrated
 
 from sae.errors import ConfigError
 from sae.geometry.spectrum import (
+    average_cosine,
+    compare_with_isotropic,
     covariance_eigenvalues,
     effective_rank,
     isoscore,
+    isoscore_star,
+    isotropic_effective_rank,
     isotropic_participation_ratio,
+    numerical_rank,
     participation_ratio,
+    partition_score,
+    rank_me,
     stable_rank,
+    top_variance_share,
+    unbiased_participation_ratio,
+    wishart_eigenvalues,
 )
 
 
@@ -156,5 +167,172 @@ def test_a_constant_column_adds_a_zero_eigenvalue():
     ],
 )
 def test_bad_input_is_refused_by_name(call, message):
+    with pytest.raises(ConfigError, match=message):
+        call()
+
+
+def seeded(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize(("n", "d"), [(40, 6), (6, 40), (9, 8), (2, 3), (9, 1)])
+def test_wishart_eigenvalues_are_distributed_as_those_of_gaussian_points(n, d):
+    from scipy.stats import ks_2samp
+
+    drawn = torch.stack([wishart_eigenvalues(n, d, generator=seeded(s)) for s in range(300)])
+    direct = torch.stack([covariance_eigenvalues(gaussian(n, d, seed=10_000 + s)) for s in range(300)])
+    assert drawn.shape == direct.shape and torch.equal(drawn > 1e-9, direct > 1e-9)
+    for rank in {0, min(n - 1, d) // 2, min(n - 1, d) - 1}:
+        assert ks_2samp(drawn[:, rank].numpy(), direct[:, rank].numpy()).pvalue > 0.001
+    assert ks_2samp(drawn.square().sum(1).numpy(), direct.square().sum(1).numpy()).pvalue > 0.001
+
+
+def test_uncentred_wishart_eigenvalues_have_one_more_degree_of_freedom():
+    total = torch.stack([wishart_eigenvalues(5, 3, generator=seeded(s), centred=False).sum() for s in range(2000)])
+    assert total.mean() == pytest.approx(3, abs=0.1) and total.var() == pytest.approx(2 * 3 / 5, rel=0.15)
+
+
+@pytest.mark.parametrize(("n", "d"), [(200, 100), (1000, 100), (100, 1000), (40, 20)])
+def test_isotropic_points_have_the_effective_rank_of_the_marchenko_pastur_law(n, d):
+    found = np.mean([effective_rank(wishart_eigenvalues(n, d, generator=seeded(s)), of="eigenvalues") for s in range(5)])
+    assert found == pytest.approx(isotropic_effective_rank(n, d), rel=0.01 if min(n, d) >= 100 else 0.04)
+
+
+@pytest.mark.parametrize(("n", "centred"), [(12, True), (40, True), (12, False)])
+def test_unbiased_participation_ratio_has_unbiased_parts(n, centred):
+    scales = torch.linspace(0.3, 2, 8, dtype=torch.float64)
+    truth = scales.square().sum().item() ** 2 / scales.pow(4).sum().item()
+    above = below = 0.0
+    m = n - 1 if centred else n
+    ratios = []
+    for s in range(1500):
+        values = covariance_eigenvalues(gaussian(n, 8, seed=s) * scales, centred=centred)
+        a, b = values.sum().item() ** 2, values.square().sum().item()
+        of_square = m * (m * b - a) / ((m - 1) * (m + 2))
+        above, below = above + a - 2 * of_square / m, below + of_square
+        ratios.append(unbiased_participation_ratio(values, n, centred=centred))
+        assert ratios[-1] == pytest.approx((a - 2 * of_square / m) / of_square)
+    assert below / 1500 == pytest.approx(scales.pow(4).sum().item(), rel=0.05)
+    assert above / below == pytest.approx(truth, rel=0.05)
+    assert abs(np.median(ratios) - truth) < 0.15 * truth
+
+
+def test_unbiased_participation_ratio_of_isotropic_points_is_their_width():
+    found = [unbiased_participation_ratio(covariance_eigenvalues(gaussian(200, 100, seed=s)), 200) for s in range(4)]
+    assert np.mean(found) == pytest.approx(100, rel=0.03)
+    assert participation_ratio(covariance_eigenvalues(gaussian(200, 100))) < 70
+    assert unbiased_participation_ratio(torch.ones(1000), 4) == math.inf
+
+
+def test_spectral_statistics_stand_out_only_where_the_cloud_is_not_isotropic():
+    for points, p in ((gaussian(50, 8) * torch.linspace(1, 3, 8), 1 / 40), (gaussian(50, 8, seed=5), None)):
+        values = covariance_eigenvalues(points)
+        found = compare_with_isotropic(values, participation_ratio, n=50, n_null=39, generator=seeded(0))
+        assert found.value == participation_ratio(values)
+        assert found.null_mean == pytest.approx(isotropic_participation_ratio(50, 8), rel=0.02)
+        assert found.p_less == p if p else found.p_less > 0.05
+    scaled = compare_with_isotropic(values, lambda v: v.sum().item(), n=50, n_null=3, generator=seeded(0))
+    assert scaled.null_mean == pytest.approx(scaled.value) and scaled.null_sd == pytest.approx(0, abs=1e-9)
+
+
+def test_p_values_of_spectral_statistics_are_uniform_for_isotropic_points(unchecked):
+    def p_value(seed):
+        values = covariance_eigenvalues(gaussian(9, 4, seed=seed))
+        return compare_with_isotropic(values, participation_ratio, n=9, n_null=19, generator=seeded(seed)).p_less
+
+    check_calibrated(p_value, n_draws=120)
+
+
+def test_rank_and_shares_count_what_is_there():
+    values = torch.tensor([4.0, 3.0, 2.0, 1.0, 1e-20, 0.0])
+    assert numerical_rank(values) == 4 and numerical_rank(values, relative=0.3) == 3
+    assert numerical_rank(covariance_eigenvalues(gaussian(30, 3) @ gaussian(3, 9, seed=1))) == 3
+    assert top_variance_share(values, 2) == pytest.approx(0.7) and top_variance_share(values, 6) == pytest.approx(1)
+
+
+def test_isoscore_star_lies_on_the_covariance_between_the_points_and_the_reference():
+    points = gaussian(6, 4) * torch.tensor([3.0, 1, 1, 0.2])
+    reference = (gaussian(500, 4, seed=1) @ gaussian(4, 4, seed=2)).T.cov()
+    assert isoscore_star(points, reference, shrinkage=0.0) == pytest.approx(isoscore(covariance_eigenvalues(points)), rel=1e-9)
+    assert isoscore_star(points, torch.eye(4), shrinkage=1.0) == pytest.approx(1)
+    mixed = 0.7 * np.cov(points.numpy().T) + 0.3 * reference.numpy()
+    values = np.linalg.svd(mixed, compute_uv=False)
+    s = 2 * values / np.linalg.norm(values)  # the steps of the paper, sqrt(n) = 2
+    defect = np.linalg.norm(s - 1) / math.sqrt(2 * (4 - 2))
+    share = (4 - defect**2 * (4 - 2)) ** 2 / 16
+    assert isoscore_star(points, reference, shrinkage=0.3) == pytest.approx((4 * share - 1) / 3, rel=1e-9)
+
+
+def test_rank_me_is_the_entropy_of_the_singular_values_of_the_rows_as_they_are():
+    points = gaussian(20, 6) * torch.linspace(0.2, 2, 6, dtype=torch.float64) + 1
+    singular = np.linalg.svd(points.numpy(), compute_uv=False)
+    p = singular / singular.sum() + 1e-7
+    assert rank_me(points) == pytest.approx(np.exp(-(p * np.log(p)).sum()), rel=1e-9)
+    assert rank_me(points[:3]) <= 3.001
+    assert rank_me(torch.eye(7)) == pytest.approx(7, abs=1e-4)
+
+
+def test_average_cosine_is_the_mean_over_pairs():
+    points = gaussian(15, 4) + 0.5
+    rows = points / points.norm(dim=1, keepdim=True)
+    expected = (rows @ rows.T)[np.triu_indices(15, 1)].mean()
+    assert average_cosine(points) == pytest.approx(expected.item(), rel=1e-9)
+    assert average_cosine(torch.ones(3, 2)) == pytest.approx(1) and average_cosine(torch.eye(5)) == pytest.approx(0)
+    spread = np.std([average_cosine(gaussian(30, 5, seed=s)) for s in range(400)])
+    assert spread == pytest.approx(math.sqrt(2 / (5 * 30 * 29)), rel=0.12)
+
+
+def test_partition_score_is_one_where_no_direction_is_preferred():
+    points = gaussian(30, 4) * 0.5 + 0.3
+    axes = np.linalg.eigh(points.numpy().T @ points.numpy())[1].T
+    sums = [np.exp(points.numpy() @ c).sum() for axis in axes for c in (axis, -axis)]
+    assert partition_score(points) == pytest.approx(min(sums) / max(sums), rel=1e-9)
+    assert partition_score(torch.cat([torch.eye(5), -torch.eye(5)])) == pytest.approx(1)
+    assert partition_score(gaussian(30, 4) + 100) < 1e-80
+
+
+SCORES = [
+    Measure("RankMe", rank_me, rotation=True, scale=True, translation=False, linear=False),
+    Measure("average cosine", average_cosine, rotation=True, scale=True, translation=False, linear=False),
+    Measure("partition score", partition_score, rotation=True, scale=False, translation=False, linear=False),
+    Measure(
+        "unbiased participation ratio",
+        lambda x: unbiased_participation_ratio(covariance_eigenvalues(x), len(x)),
+        rotation=True,
+        scale=True,
+        translation=True,
+        linear=False,
+    ),
+    Measure(
+        "IsoScore*",
+        lambda x: isoscore_star(x, torch.eye(x.shape[1], dtype=torch.float64), shrinkage=0.2),
+        rotation=True,
+        scale=False,
+        translation=True,
+        linear=False,
+    ),
+]
+
+
+@pytest.mark.parametrize("measure", SCORES, ids=str)
+def test_every_score_of_a_spectrum_has_the_properties_of_its_definition(measure):
+    check(measure)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: unbiased_participation_ratio(torch.ones(3), 2), "n must be at least 3"),
+        (lambda: isotropic_effective_rank(1, 3), "n must be at least 2"),
+        (lambda: wishart_eigenvalues(1, 3, generator=seeded(0)), "n must be at least 2"),
+        (lambda: numerical_rank(torch.ones(3), relative=1.0), "relative must be in"),
+        (lambda: top_variance_share(torch.ones(3), 4), "k must be in 1..3"),
+        (lambda: isoscore_star(gaussian(4, 3), torch.eye(3), shrinkage=1.5), "shrinkage must be in"),
+        (lambda: isoscore_star(gaussian(4, 3), gaussian(3, 3), shrinkage=0.5), "finite symmetric"),
+        (lambda: isoscore_star(gaussian(4, 3), -100 * torch.eye(3), shrinkage=0.5), "none negative"),
+        (lambda: average_cosine(torch.zeros(3, 2)), "no zero row"),
+    ],
+)
+def test_bad_input_to_scores_is_refused_by_name(call, message):
     with pytest.raises(ConfigError, match=message):
         call()
