@@ -89,9 +89,7 @@ def best_pairs(similarity: Float[Tensor, "n m"]) -> Pairs:
     return Pairs(rows, columns, found, *values.shape, float(found.sum()))
 
 
-def mutual_pairs(
-    best_of_rows: Int[Tensor, " n"], best_of_columns: Int[Tensor, " m"], similarities_of_rows: Float[Tensor, " n"]
-) -> Pairs:
+def mutual_pairs(best_of_rows: Int[Tensor, " n"], best_of_columns: Int[Tensor, " m"], similarities_of_rows: Float[Tensor, " n"]) -> Pairs:
     """The pairs that are each other's nearest, from the nearest member of every row and of every column.
 
     `similarities_of_rows` holds s_{i, best_of_rows[i]}. No search: pairs may leave members of both sets out. -1 stands for "none". Raises
@@ -100,7 +98,7 @@ def mutual_pairs(
     n, m = len(best_of_rows), len(best_of_columns)
     forward, back = best_of_rows.detach().cpu().long(), best_of_columns.detach().cpu().long()
     for name, ids, size in (("best_of_rows", forward, m), ("best_of_columns", back, n)):
-        if len(ids) and not (-1 <= int(ids.min()) and int(ids.max()) < size):
+        if len(ids) and not (int(ids.min()) >= -1 and int(ids.max()) < size):
             raise ConfigError(f"{name} must be in -1..{size - 1}, got {int(ids.min())}..{int(ids.max())} (mutual_pairs)")
     rows = torch.arange(n)
     mutual = (forward >= 0) & (back[forward.clamp(min=0)] == rows)
@@ -129,11 +127,13 @@ def best_pairs_of_candidates(
     s, least = similarities.detach().cpu().double(), floor.detach().cpu().double()
     if not (len(i) == len(j) == len(s)) or len(least) != n_rows:
         sizes = [len(i), len(j), len(s), len(least)]
-        raise ConfigError(f"rows, columns, similarities and floor must have n_edges, n_edges, n_edges and n_rows entries, got {sizes} ({where})")
+        raise ConfigError(
+            f"rows, columns, similarities and floor must have n_edges, n_edges, n_edges and n_rows entries, got {sizes} ({where})"
+        )
     if not bool(s.isfinite().all() and least.isfinite().all()):
         raise ConfigError(f"similarities and floor must be finite ({where})")
     for name, ids, size in (("rows", i, n_rows), ("columns", j, n_columns)):
-        if len(ids) and not (0 <= int(ids.min()) and int(ids.max()) < size):
+        if len(ids) and not (int(ids.min()) >= 0 and int(ids.max()) < size):
             raise ConfigError(f"{name} must be in 0..{size - 1}, got {int(ids.min())}..{int(ids.max())} ({where})")
     key, first = np.unique((i * n_columns + j).numpy(), return_index=True)
     i, j, s = torch.from_numpy(key // n_columns), torch.from_numpy(key % n_columns), s[torch.from_numpy(first)]

@@ -138,7 +138,9 @@ def joined_rows(decoders: Float[Tensor, "n d_in"], encoders: Float[Tensor, "n d_
             f"encoders must have the shape of decoders {list(decoders.shape)}, one row per latent (W_enc.T), got {list(encoders.shape)} "
             "(joined_rows)"
         )
-    parts = [unit_rows(each, minimum=1, argument=name, where="joined_rows") for name, each in (("decoders", decoders), ("encoders", encoders))]
+    parts = [
+        unit_rows(each, minimum=1, argument=name, where="joined_rows") for name, each in (("decoders", decoders), ("encoders", encoders))
+    ]
     return torch.cat(parts, dim=1) / 2**0.5
 
 

@@ -95,7 +95,9 @@ def compare_codes(
     moments = _moments(codes_a, codes_b)
     dead = (int(moments.dead_a.sum()), int(moments.dead_b.sum()))
     if dead[0] == codes_a.d_sae or dead[1] == codes_b.d_sae:
-        raise ConfigError(f"both dictionaries must have a latent that varies, got {dead} dead of {codes_a.d_sae, codes_b.d_sae} (compare_codes)")
+        raise ConfigError(
+            f"both dictionaries must have a latent that varies, got {dead} dead of {codes_a.d_sae, codes_b.d_sae} (compare_codes)"
+        )
     value, n_pairs = _scores(moments, method, thresholds)
     draws = []
     for _ in range(n_null):

@@ -57,7 +57,9 @@ def stability_by_frequency(
     """
     values, rates = _checked(similarities, "stability_by_frequency"), frequencies.detach().cpu().double()
     if len(values) != len(rates) or n_bins < 1:
-        raise ConfigError(f"frequencies must be one per latent, {len(values)}, and n_bins at least 1, got {len(rates)} and {n_bins} (stability_by_frequency)")
+        raise ConfigError(
+            f"frequencies must be one per latent, {len(values)}, and n_bins at least 1, got {len(rates)} and {n_bins} (stability_by_frequency)"
+        )
     if not bool(((rates >= 0) & (rates <= 1)).all()):
         raise ConfigError("frequencies must be in [0, 1]: divide firing counts by the number of tokens (stability_by_frequency)")
     alive = rates > 0
@@ -83,5 +85,7 @@ def wilson_interval(found: Float[Tensor, " n"], counts: Int[Tensor, " n"]) -> tu
 def _checked(similarities: Tensor, where: str) -> Tensor:
     values = similarities.detach().cpu().double()
     if not len(values) or bool(values.isnan().any()):
-        raise ConfigError(f"similarities must hold at least one number and no NaN, got {len(values)} with {int(values.isnan().sum())} NaN ({where})")
+        raise ConfigError(
+            f"similarities must hold at least one number and no NaN, got {len(values)} with {int(values.isnan().sum())} NaN ({where})"
+        )
     return values
