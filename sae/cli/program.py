@@ -8,6 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from sae.cli.capture import capture_command
+from sae.cli.geometry import geometry
 from sae.cli.screen import console
 from sae.cli.store import store_app
 from sae.cli.train import train_command
@@ -19,6 +20,7 @@ cache_app = typer.Typer(no_args_is_help=True, help="The results on disk.")
 app.command("capture")(capture_command)
 app.add_typer(store_app, name="store")
 app.command("train")(train_command)
+app.command("geometry")(geometry)
 app.add_typer(cache_app, name="cache")
 
 CacheFolder = Annotated[Path | None, typer.Option("--cache", help="Folder of results; default: results/ in the user cache folder.")]

@@ -1,0 +1,104 @@
+"""How `sae geometry` shows itself: what there is, what is being measured, and a table of findings that suits narrow screens."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from sae.cli.screen import NarrowingBar, console
+from sae.evaluation.batteries import BATTERIES, Done, Finding, Inputs, Results, Task
+from sae.inspection.geometry_page import null_text, p_text, rule, value_cell
+
+WIDE, MIDDLE = 110, 76
+"""Columns from which on the table has all its columns, and all but two."""
+NEEDS = {
+    "dictionary": "a dictionary",
+    "other": "a second dictionary",
+    "store": "a store",
+    "sites": "a store of several sites",
+    "model": "a model",
+}
+
+
+def list_batteries() -> None:
+    """Print every battery with its measures, what they need, and their quantities."""
+    for battery in BATTERIES.values():
+        console.print(f"[bold]{battery.name}[/bold]  {battery.about}", highlight=False)
+        for measure in battery.measures:
+            needs = " and ".join(NEEDS[need] for need in measure.needs)
+            console.print(f"  {measure.name}  [dim]needs {needs}[/dim]", highlight=False)
+            console.print(f"    [dim]{', '.join(quantity.name for quantity in measure.quantities)}[/dim]", highlight=False)
+
+
+def describe(inputs: Inputs, tasks: Sequence[Task], *, quick: bool) -> None:
+    """Print what is going to be measured, and with which settings."""
+    what = ", ".join(inputs.names[key] for key in ("dictionary", "other", "store", "model") if key in inputs.names)
+    where = f" at {inputs.site}" if inputs.site else ""
+    names = ", ".join(dict.fromkeys(task.measure.name for task in tasks))
+    looked = "quick look" if quick else "default sizes"
+    console.print(f"{what}{where}: {names}; {looked}, seed {inputs.seed}", highlight=False, markup=False)
+    for task in {task.measure.name: task for task in tasks}.values():
+        settings = ", ".join(f"{name} {value}" for name, value in vars(task.config).items())
+        console.print(f"  {task.measure.name}: {settings}", highlight=False, markup=False, style="dim")
+
+
+def show_progress(tasks: Sequence[Task], run: Callable[[Task], Done]) -> Iterator[Done]:
+    """Run the tasks one after the other: a bar on a terminal, a line for each elsewhere."""
+    if not console.is_terminal:
+        for task in tasks:
+            done = run(task)
+            console.print(_line(done), highlight=False, soft_wrap=True, markup=False)
+            yield done
+        return
+    columns = (TextColumn("{task.description}"), NarrowingBar(bar_width=20), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as bars:
+        bar = bars.add_task("", total=len(tasks))
+        for task in tasks:
+            bars.update(bar, description=task.label)
+            done = run(task)
+            if done.outcome is None:
+                bars.console.print(_line(done), highlight=False, soft_wrap=True, markup=False)
+            bars.advance(bar)
+            yield done
+
+
+def _line(done: Done) -> str:
+    if done.outcome is None:
+        return f"{done.task.label:<24} left out: {done.reason}"
+    return f"{done.task.label:<24} {'cached' if done.cached else f'{done.seconds:.1f} s'}"
+
+
+def print_findings(results: Results) -> None:
+    """The findings by measure, and the rule that says what stands out."""
+    for group in results.groups:
+        table = Table(title=group.title, title_justify="left", expand=False, pad_edge=False)
+        names = _columns()
+        for name in names:
+            table.add_column(name, justify="left" if name == "quantity" else "right", no_wrap=False, overflow="fold")
+        for found in group.findings:
+            table.add_row(*(_cell(found, name) for name in names), style="bold" if found.stands_out == "yes" else None)
+        console.print(table, highlight=False)
+    for name, reason in results.left_out:
+        console.print(f"left out: {name}: {reason}", highlight=False, soft_wrap=True, markup=False)
+    console.print(rule(results), highlight=False, markup=False)
+
+
+def _columns() -> tuple[str, ...]:
+    if console.width >= WIDE:
+        return ("quantity", "value", "null", "p", "stands out")
+    return ("quantity", "value", "null", "out") if console.width >= MIDDLE else ("quantity", "value", "out")
+
+
+def _cell(found: Finding, column: str) -> str:
+    from rich.markup import escape
+
+    if column == "quantity":
+        return escape(f"{found.name} · {found.subject}" if found.subject else found.name)
+    cells = {
+        "value": value_cell(found) or "–",
+        "null": null_text(found, short=console.width < WIDE),
+        "p": p_text(found),
+        "stands out": found.stands_out,
+        "out": found.stands_out,
+    }
+    return escape(cells[column])

@@ -1,0 +1,257 @@
+"""`sae geometry`: measure a dictionary, a store, two dictionaries or a language model, and write a page about it.
+
+    sae geometry run/dictionary                             its atoms
+    sae geometry run/dictionary --store acts                and its codes on the store
+    sae geometry acts --site 'blocks.*.hook_resid_post'     activations site by site, and the sites beside each other
+    sae geometry run/a/dictionary run/b/dictionary --store acts        two dictionaries
+    sae geometry default --prompts prompts.txt              every layer of a language model
+
+Every result is cached: the same command again reads it, and after an interruption it goes on.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sae.activations.manifest import MANIFEST, UNFINISHED
+from sae.activations.store import ActivationStore
+from sae.cli.findings import describe, list_batteries, print_findings, show_progress
+from sae.cli.machine import DEFAULT, compute_device, load_model, set_threads
+from sae.cli.screen import console, stoppable
+from sae.dictionaries.base import Dictionary
+from sae.dictionaries.checkpoint import KINDS, load_dictionary
+from sae.errors import ConfigError, FormatError
+from sae.evaluation.batteries import Inputs, Results, Task, gather, perform, plan
+from sae.inspection.geometry_page import FINDINGS, findings_json, geometry_report, write_findings
+from sae.inspection.report import write_report
+from sae.models.assets import SMOLLM2
+from sae.storage import ResultCache, read_json, user_cache_dir
+
+OF_KIND = {
+    frozenset({"dictionary"}): ("atoms",),
+    frozenset({"dictionary", "store"}): ("atoms", "codes"),
+    frozenset({"dictionary", "other"}): ("pair",),
+    frozenset({"dictionary", "other", "store"}): ("pair",),
+    frozenset({"store"}): ("activations",),
+    frozenset({"store", "sites"}): ("activations", "layers"),
+    frozenset({"model"}): ("layer_quality",),
+}
+"""Batteries that are run when none is named."""
+N_PROMPTS, PROMPT_WORDS = 600, 40
+
+
+def geometry(
+    path: Annotated[
+        str | None, typer.Argument(metavar="PATH", help="Folder of a dictionary, a run or a store; or a language model.")
+    ] = None,
+    second: Annotated[str | None, typer.Argument(metavar="[PATH2]", help="A dictionary to compare with, or the store.")] = None,
+    *,
+    battery: Annotated[list[str] | None, typer.Option(help="Battery to run; repeat for several (default: what suits; see --list).")] = None,
+    store: Annotated[Path | None, typer.Option(help="Folder of the activation store that codes are computed on.")] = None,
+    site: Annotated[list[str] | None, typer.Option(help="Site or pattern of sites of the store; repeat for several.")] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="Text file, a prompt a line, for a language model (default: shipped speeches).")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for report/index.html and findings.json.")] = Path("geometry"),
+    quick: Annotated[bool, typer.Option("--quick", help="Smaller samples and fewer null draws: a first look.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
+    seed: Annotated[int, typer.Option(help="Seed of samples and nulls.")] = 0,
+    cache: Annotated[Path | None, typer.Option(help="Folder of results; default: results/ in the user cache folder.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads (default: torch's).")] = None,
+    listed: Annotated[bool, typer.Option("--list", help="List the batteries, their measures and what they need, and stop.")] = False,
+) -> None:
+    """Measure the geometry of a dictionary, a store, two dictionaries or a language model: every number beside what chance gives.
+
+    Writes OUT/report/index.html, a page with tables and figures that needs nothing else, and OUT/findings.json. Every result is cached:
+    the same command again reads it.
+    """
+    if listed:
+        list_batteries()
+        return
+    if path is None:
+        raise ConfigError("PATH must be given: a dictionary, a store or a language model; `sae geometry --list` says what can be measured")
+    set_threads(threads)
+    inputs = _inputs(
+        [path, *([second] if second else [])], store, site or [], prompts, ResultCache(cache or user_cache_dir() / "results"), seed
+    )
+    _refuse_foreign(out / "report")
+    tasks = plan(battery or OF_KIND[inputs.there], inputs, quick=quick)
+    if not as_json:
+        describe(inputs, tasks, quick=quick)
+    with stoppable("the same command goes on"):
+        results = gather(list(_performed(tasks, inputs, quiet=as_json)), seed=seed)
+    _write(results, inputs, out, quick=quick)
+    if as_json:
+        typer.echo(json.dumps(findings_json(results, **_head(inputs, quick)), indent=1))
+        return
+    print_findings(results)
+    console.print(f"{out / 'report' / 'index.html'}\n{out / FINDINGS}", highlight=False, soft_wrap=True, markup=False)
+
+
+def _performed(tasks: Sequence[Task], inputs: Inputs, *, quiet: bool):
+    if quiet:
+        return (perform(task, inputs) for task in tasks)
+    return show_progress(tasks, lambda task: perform(task, inputs))
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """Before any work: a folder that holds something else is not written to."""
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "report.json").is_file():
+        raise ConfigError(f"--out {folder.parent} holds a folder report/ that is not a report: choose another folder")
+
+
+def _write(results: Results, inputs: Inputs, out: Path, *, quick: bool) -> None:
+    from sae.inspection.report_data import Fact
+
+    facts = [Fact(name, value) for name, value in facts_of(inputs).items()]
+    facts.append(Fact("Settings", "quick look" if quick else "default", f"seed {inputs.seed}"))
+    title = "Geometry of " + " and ".join(inputs.names[key] for key in ("dictionary", "other", "store", "model") if key in inputs.names)
+    write_report(geometry_report(results, title=title, facts=facts), out / "report")
+    write_findings(results, out / FINDINGS, **_head(inputs, quick))
+
+
+def _head(inputs: Inputs, quick: bool) -> dict[str, object]:
+    return {"inputs": facts_of(inputs), "quick": quick}
+
+
+def facts_of(inputs: Inputs) -> dict[str, str]:
+    """What was measured, as names and values."""
+    facts = {}
+    for key, dictionary in (("dictionary", inputs.dictionary), ("other", inputs.other)):
+        if dictionary is not None:
+            what = f"{type(dictionary).__name__}, {dictionary.d_sae:,} atoms of width {dictionary.W_dec.shape[1]}"
+            facts["Dictionary" if key == "dictionary" else "Compared with"] = f"{inputs.name(key)}: {what}; digest {dictionary.digest[:12]}"
+    if inputs.store is not None:
+        facts["Store"] = f"{inputs.name('store')}: {inputs.store.n_tokens:,} tokens; digest {inputs.store.digest[:12]}"
+        facts["Site" if inputs.site else "Sites"] = inputs.site or _sites_text(inputs.sites)
+    if inputs.model is not None:
+        facts["Model"] = f"{inputs.name('model')}; digest {inputs.model.digest[:12]}"
+        facts["Prompts"] = f"{len(inputs.prompts):,}"
+    return facts
+
+
+def _sites_text(sites: Sequence[str]) -> str:
+    return ", ".join(sites) if len(sites) <= 3 else f"{sites[0]} … {sites[-1]} ({len(sites)})"
+
+
+def _inputs(
+    paths: Sequence[str], store: Path | None, patterns: Sequence[str], prompts: Path | None, cache: ResultCache, seed: int
+) -> Inputs:
+    """What the paths and options name. Raises ConfigError saying what to do."""
+    dictionaries, stores, models = [], [store] if store else [], []
+    for path in paths:
+        kind = recognise(path)
+        {"dictionary": dictionaries, "store": stores, "model": models}[kind].append(path)
+    if len(stores) > 1:
+        raise ConfigError(
+            f"one store must be given, got {stores[0]} and {stores[1]}; to compare layers, capture them as sites of one store"
+        )
+    if models and (dictionaries or stores or len(models) > 1):
+        raise ConfigError(f"a language model must be given alone, got {' and '.join(map(str, [*paths, *([store] if store else [])]))}")
+    if prompts and not models:
+        raise ConfigError(f"--prompts goes with a language model, got {' and '.join(paths)}")
+    if patterns and not stores:
+        raise ConfigError(f"--site goes with a store, got {', '.join(patterns)}: give --store")
+    if models:
+        return _of_model(models[0], prompts, cache, seed)
+    loaded = [_load(path) for path in dictionaries]
+    opened = _open(Path(stores[0])) if stores else None
+    sites = _matching(opened, patterns) if opened else ()
+    names = dict(zip(("dictionary", "other"), _names(dictionaries), strict=False))
+    if opened:
+        names["store"] = Path(stores[0]).resolve().name
+    both = [*loaded, None, None]
+    chosen = _site_of(loaded, opened, sites, patterns) if loaded and opened else ""
+    return Inputs(cache, seed, both[0], both[1], opened, (chosen,) if chosen else sites, chosen, names=names)
+
+
+def recognise(path: str) -> str:
+    """Whether a path is a `dictionary`, a `store` or a `model`. Raises ConfigError saying what is expected."""
+    folder = Path(path).expanduser()
+    if path == DEFAULT or folder.suffix == ".gguf":
+        return "model"
+    if (folder / MANIFEST).exists() or (folder / UNFINISHED).exists():
+        return "store"
+    if (folder / "dictionary" / "config.json").is_file():
+        return "dictionary"
+    if (folder / "config.json").is_file():
+        head = read_json(folder / "config.json")
+        if isinstance(head, dict) and head.get("kind") in KINDS:
+            return "dictionary"
+        if isinstance(head, dict) and ("model_type" in head or "architectures" in head):
+            return "model"
+    kinds = "the folder of a dictionary (config.json, weights.safetensors), of a run, of a store (manifest.json), or a language model"
+    there = "is none of them" if folder.exists() else "does not exist"
+    raise ConfigError(f"PATH must be {kinds} (`default`, a folder, a .gguf file); {path} {there}")
+
+
+def _load(path: str) -> Dictionary:
+    folder = Path(path).expanduser()
+    return load_dictionary(folder / "dictionary" if (folder / "dictionary" / "config.json").is_file() else folder).eval()
+
+
+def _open(folder: Path) -> ActivationStore:
+    if not (folder / MANIFEST).exists() and not (folder / UNFINISHED).exists():
+        raise ConfigError(f"--store must be the folder of an activation store, {folder} is none: it has no {MANIFEST}")
+    return ActivationStore.open(folder)
+
+
+def _names(paths: Sequence[str]) -> list[str]:
+    """The last parts of the paths that tell them apart."""
+    parts = [Path(path).expanduser().resolve().parts for path in paths]
+    for n in range(1, max((len(part) for part in parts), default=0) + 1):
+        names = ["/".join(part[-n:]) for part in parts]
+        if len(set(names)) == len(names) and not (n == 1 and names == ["dictionary"]):
+            return names
+    return [f"{'/'.join(part[-2:])} ({i + 1})" for i, part in enumerate(parts)]
+
+
+def _matching(store: ActivationStore, patterns: Sequence[str]) -> tuple[str, ...]:
+    from fnmatch import fnmatchcase
+
+    found = tuple(name for name in store.site_names if not patterns or any(fnmatchcase(name, pattern) for pattern in patterns))
+    if not found:
+        raise ConfigError(f"--site must match a site of the store ({', '.join(store.site_names)}), got {', '.join(patterns)}")
+    return found
+
+
+def _site_of(dictionaries: Sequence[Dictionary], store: ActivationStore, sites: Sequence[str], patterns: Sequence[str]) -> str:
+    """The site that the dictionaries read: the one that is asked for, or the one that they were trained on."""
+    trained = {str(d.provenance["site"]) for d in dictionaries if d.provenance.get("site")}
+    candidates = [name for name in sites if name in trained] if len(sites) > 1 else list(sites)
+    if len(candidates) == 1:
+        return candidates[0]
+    fitting = [name for name in sites if store.site(name).width == dictionaries[0].d_in]
+    said = f"trained on {', '.join(sorted(trained))}" if trained else "the dictionary does not say where it was trained"
+    asked = f"got {', '.join(patterns)}" if patterns else "none was given"
+    raise ConfigError(f"--site must name one site of the store, {asked} ({said}); of its width there are {', '.join(fitting) or 'none'}")
+
+
+def _of_model(source: str, prompts: Path | None, cache: ResultCache, seed: int) -> Inputs:
+    model = load_model(source, stored=None, dtype=None, device=compute_device(None))
+    texts = _prompts(prompts)
+    return Inputs(cache, seed, model=model, prompts=texts, names={"model": SMOLLM2.name if source == DEFAULT else Path(source).name})
+
+
+def _prompts(path: Path | None) -> tuple[str, ...]:
+    """The lines of the file, or stretches of the shipped speeches."""
+    if path is not None:
+        if not path.is_file():
+            raise ConfigError(f"--prompts must be a text file with a prompt a line, {path} does not exist")
+        try:
+            lines = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+        except UnicodeDecodeError as error:
+            raise FormatError(f"{path} must be UTF-8 text with a prompt a line: {error}") from error
+        if len(lines) < 2:
+            raise ConfigError(f"--prompts must hold at least 2 lines of text, got {len(lines)} ({path})")
+        return lines
+    from sae.activations.corpus import state_of_the_union
+
+    found: list[str] = []
+    for document in state_of_the_union():
+        words = document.text.split()
+        found += [" ".join(words[i : i + PROMPT_WORDS]) for i in range(0, min(len(words) - PROMPT_WORDS, 3 * PROMPT_WORDS), PROMPT_WORDS)]
+    return tuple(found[:N_PROMPTS])

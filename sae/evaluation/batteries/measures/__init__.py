@@ -1,0 +1,1 @@
+"""The measures of the batteries, one module for each kind of input."""

@@ -1,0 +1,163 @@
+"""The page of a geometry battery: for each measure a table of its findings and its figures, as a report that `write_report` writes.
+
+Everything on the page is in `findings.json`, which `write_findings` writes beside it.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sae.evaluation.batteries import BATTERIES, Finding, Group, Results
+from sae.evaluation.batteries.findings import smallest_p
+from sae.fingerprint import to_json
+from sae.inspection.format import number, percent
+from sae.inspection.report_data import Column, Fact, ReportData, Row, Section, Table
+from sae.storage import write_json
+
+FINDINGS = "findings.json"
+STANDS_OUT = 4
+"""Place of the column that says whether a number stands out."""
+FOREMOST = 12
+"""Findings named in the overview."""
+
+
+def geometry_report(results: Results, *, title: str, facts: Sequence[Fact]) -> ReportData:
+    """The report: what stands out first, then every measure with its table and figures, then what was left out."""
+    sections = [_overview(results)]
+    for battery in dict.fromkeys(group.battery for group in results.groups):
+        groups = [group for group in results.groups if group.battery == battery]
+        sections += [_section(group, BATTERIES[battery].title if i == 0 else "") for i, group in enumerate(groups)]
+    if results.left_out:
+        table = Table("What could not be measured", (Column("measure"), Column("why")), tuple(Row(each) for each in results.left_out))
+        sections.append(Section("Left out", tables=(table,)))
+    footer = (f"Samples and nulls are drawn with seed {results.seed}.", "Every number is in findings.json, beside the folder of this page.")
+    return ReportData(title, rule(results), tuple(facts), tuple(sections), footer=footer)
+
+
+def rule(results: Results) -> str:
+    """The rule that says what stands out, in a sentence."""
+    n = sum(found.p is not None for found in results.findings)
+    n_out = sum(found.stands_out == "yes" for found in results.findings)
+    return (
+        f"{n_out} of {n} numbers that have a null stand out: Benjamini–Hochberg over all {n}, at an expected share of {percent(results.rate)} "
+        "that chance alone explains."
+    )
+
+
+def null_text(found: Finding, *, short: bool = False) -> str:
+    """The null as mean ± standard deviation and its number of draws; a dash where there is none."""
+    if found.null_mean is None:
+        return "–"
+    spread = "" if found.null_sd is None else f" ± {number(found.null_sd, 2)}"
+    draws = (
+        "exact"
+        if found.n_null is None and found.p is not None
+        else ""
+        if found.n_null is None
+        else f"n={found.n_null:,}".replace(",", "\u202f")
+    )
+    return f"{number(found.null_mean)}{spread}" + (f" ({draws})" if draws and not short else "")
+
+
+def p_text(found: Finding) -> str:
+    """The p-value; `≤` where the null could not give a smaller one."""
+    if found.p is None:
+        return "–"
+    if found.p <= 1e-12:
+        return "<10⁻¹²"
+    return ("≤" if found.p <= smallest_p(found) * (1 + 1e-9) else "") + number(found.p, 2)
+
+
+def findings_json(results: Results, **more: Any) -> dict[str, Any]:
+    """All of it as JSON: the rule, every finding, every figure, the settings and times of every measure, what was left out."""
+    return {
+        **more,
+        "rule": {"method": "Benjamini-Hochberg", "rate": results.rate, "n": sum(found.p is not None for found in results.findings)},
+        **to_json(results),
+    }
+
+
+def write_findings(results: Results, path: Path, **more: Any) -> None:
+    """Write `findings.json`, atomically."""
+    write_json(path, findings_json(results, **more))
+
+
+def _overview(results: Results) -> Section:
+    """What stands out, the furthest from its null first."""
+    standing = [found for found in results.findings if found.stands_out == "yes"]
+    undecided = sum(found.stands_out == "too few draws" for found in results.findings)
+    standing.sort(key=lambda found: -(distance(found) or 0.0))
+    text = (
+        "A number stands out when its p-value passes the Benjamini–Hochberg threshold over all numbers of this page that have a null. "
+        "The p-value of n null draws is (1 + draws at least as extreme) / (1 + n), doubled where both sides count, so it is never below 1 / (1 + n). "
+        + (
+            f"{undecided} numbers lie beyond all their draws and would need more of them to pass: they are marked “too few draws”. "
+            if undecided
+            else ""
+        )
+        + "Standing out says that chance, as the null has it, does not explain a number; how large an effect is, the number beside its null says."
+    )
+    if not standing:
+        return Section("What stands out", text + "\n\nNothing stands out.")
+    columns = (Column("quantity"), Column("of"), Column("value"), Column("null"), Column("distance", "null sd"))
+    rows = tuple(
+        Row((found.name, found.subject or None, value_cell(found), null_text(found, short=True), distance(found)), note=found.meaning)
+        for found in standing[:FOREMOST]
+    )
+    caption = f"The {min(FOREMOST, len(standing))} furthest from their nulls" + (
+        f", of {len(standing)}." if len(standing) > FOREMOST else "."
+    )
+    return Section("What stands out", text, (Table("Furthest from chance", columns, rows, caption),))
+
+
+def distance(found: Finding) -> float | None:
+    """(value - null mean) / null sd, without its sign; None where it is not defined."""
+    if found.value is None or found.null_mean is None or not found.null_sd:
+        return None
+    return abs(found.value - found.null_mean) / found.null_sd
+
+
+def value_cell(found: Finding) -> str | None:
+    """The value with its unit."""
+    if found.value is None:
+        return None
+    return number(float(found.value), 4) + (f" {found.unit}" if found.unit else "")
+
+
+def _section(group: Group, battery: str) -> Section:
+    columns = (
+        Column("quantity"),
+        Column("value"),
+        Column("null", "mean ± sd (draws)"),
+        Column("p"),
+        Column("stands out"),
+    )
+    several = any(found.subject for found in group.findings)
+    shown = columns if not several else (columns[0], Column("of"), *columns[1:])
+    rows = tuple(_row(found, several=several) for found in group.findings)
+    once = {found.name: found for found in reversed(group.findings)}
+    notes = [f"{found.name}: {found.meaning} Source: {found.source}." for found in reversed(once.values())] if _repeats(group) else []
+    settings = ", ".join(f"{name} {value}" for name, value in group.settings.items())
+    took = f"{group.n_cached} of {group.n_tasks} from the cache" if group.n_cached else f"{group.seconds:.1f} s"
+    notes += [*group.notes, f"Settings: {settings}. {took[0].upper()}{took[1:]}."]
+    table = Table("Findings", shown, rows, notes=tuple(notes))
+    return Section(f"{battery}: {group.title.lower()}" if battery else group.title, group.text, (table,), group.figures)
+
+
+def _repeats(group: Group) -> bool:
+    """Whether quantities have several rows each: their meaning then stands below the table, once."""
+    return len(group.findings) > 2 * len({found.name for found in group.findings})
+
+
+def _row(found: Finding, *, several: bool) -> Row:
+    cells: list[str | float | int | None] = [value_cell(found), null_text(found), p_text(found), found.stands_out]
+    if several:
+        cells.insert(0, found.subject or None)
+    null = f" Null: {found.null}." if found.null else ""
+    note = f"{found.meaning}{null} Source: {found.source}. {_sentence(found.note)}".strip()
+    strong = (len(cells),) if found.stands_out == "yes" else ()
+    return Row((found.name, *cells), note=note, strong=strong)
+
+
+def _sentence(text: str) -> str:
+    return text and text[0].upper() + text[1:] + "."
