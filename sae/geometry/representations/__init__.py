@@ -16,7 +16,7 @@ from sae.geometry.representations.cca import (
     svcca,
 )
 from sae.geometry.representations.cka import Cka, RbfCka, cka, independent_cka_mean, minibatch_cka, rbf_cka
-from sae.geometry.representations.cknna import Cknna, cknna
+from sae.geometry.representations.cknna import Cknna, cknna, cknna_mean
 from sae.geometry.representations.layers import LayerComparison, compare_layers, layer_matrix
 from sae.geometry.representations.moments import (
     NuclearNormEstimate,
@@ -94,6 +94,7 @@ __all__ = [
     "choose_anchors",
     "cka",
     "cknna",
+    "cknna_mean",
     "clamp_outliers",
     "compare_label_overlap",
     "compare_layers",

@@ -12,6 +12,12 @@ limit. `variant="code"` is what the authors' program computes: the unbiased HSIC
 term sums K_ij L_ji alpha_ij alpha_ji (pairs that are neighbours both ways) while its other terms take alpha as it is, without the 1e-6 in
 their denominator. Its A(K, K) may be negative, and the score is then NaN; the other variant's is a sum of squares.
 
+Chance is not zero: neighbours are pairs with a large kernel, in both. Over permutations of the stimuli the mean of the variant "paper" is exactly
+
+    (sum of K~ over x's neighbours) (sum of L~ over y's neighbours) / (n (n-1)) / sqrt(A(K, K) A(L, L)),
+
+a little under k / (n - 1), and 0 at k = n - 1.
+
 Neighbours cost n^2 d, the rest n k d.
 """
 
@@ -24,7 +30,7 @@ from torch import Tensor
 
 from sae.errors import ConfigError
 from sae.geometry.representations.neighbours import Metric, nearest_neighbours, reordered, shared
-from sae.geometry.representations.stimuli import RepresentationMeasure, varying_rows
+from sae.geometry.representations.stimuli import RepresentationMeasure, require_same_stimuli, varying_rows
 from sae.geometry.rows import BLOCK_ELEMENTS, row_blocks, unit_rows
 
 Variant = Literal["paper", "code"]
@@ -44,7 +50,7 @@ class NeighbourKernel:
 
 @dataclass(frozen=True)
 class Cknna(RepresentationMeasure):
-    """Centred kernel nearest-neighbour alignment, linear kernel. 1 for equal inputs; about 0 by chance.
+    """Centred kernel nearest-neighbour alignment, linear kernel. 1 for equal inputs; by chance `cknna_mean`, not 0.
 
     Invariant to rotation and isotropic scale; to translation only with `metric="euclidean"` and variant "paper".
     """
@@ -107,3 +113,10 @@ def cknna(x: Float[Tensor, "n p"], y: Float[Tensor, "m q"], *, k: int = 10, vari
     Raises ConfigError for fewer than 4 stimuli, k outside 1..n-1, another variant, NaN or Inf, equal rows, and a zero row under "cosine".
     """
     return Cknna(k=k, variant=variant, metric=metric)(x, y)
+
+
+def cknna_mean(x: Float[Tensor, "n p"], y: Float[Tensor, "m q"], *, k: int = 10, metric: Metric = "cosine") -> float:
+    """The exact mean of `cknna(x, P y, variant="paper")` over permutations P of the stimuli. Errors as `cknna`."""
+    require_same_stimuli(x, y, where="cknna_mean")
+    first, second = (Cknna(k=k, metric=metric).prepare(each) for each in (x, y))
+    return float(first.kernel.sum() * second.kernel.sum()) / (len(x) * (len(x) - 1)) / (first.own * second.own) ** 0.5

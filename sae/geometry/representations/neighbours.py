@@ -134,14 +134,14 @@ def neighbour_overlaps(
     return shared(measure.prepare(x).ids, measure.prepare(y).ids)[0].double().mean(dim=1)
 
 
-def label_overlap(x: Float[Tensor, "n d"], labels: Int[Tensor, " n"], *, k: int = 10, metric: Metric = "euclidean") -> float:
+def label_overlap(x: Float[Tensor, "n d"], labels: Int[Tensor, " m"], *, k: int = 10, metric: Metric = "euclidean") -> float:
     """Mean fraction of the k neighbours that carry the stimulus's own label. Errors as `nearest_neighbours`, and unless n labels."""
     return float(_same_label(_label_neighbours(x, labels, k, metric), labels))
 
 
 def compare_label_overlap(
     x: Float[Tensor, "n d"],
-    labels: Int[Tensor, " n"],
+    labels: Int[Tensor, " m"],
     *,
     k: int = 10,
     metric: Metric = "euclidean",

@@ -152,7 +152,7 @@ class Stitching:
 
 
 def zero_shot_stitching(
-    first: Float[Tensor, "n w"], second: Float[Tensor, "m w"], labels: Int[Tensor, " n"], *, train: Int[Tensor, " t"], ridge: float = 1e-3
+    first: Float[Tensor, "n w"], second: Float[Tensor, "m w"], labels: Int[Tensor, " m"], *, train: Int[Tensor, " t"], ridge: float = 1e-3
 ) -> Stitching:
     """Train on rows `train` of `first`, test on the other rows of both. Spaces of relative representations stitch, absolute ones do not.
 
@@ -171,7 +171,7 @@ def zero_shot_stitching(
 def compare_stitching(
     first: Float[Tensor, "n w"],
     second: Float[Tensor, "m w"],
-    labels: Int[Tensor, " n"],
+    labels: Int[Tensor, " m"],
     *,
     train: Int[Tensor, " t"],
     ridge: float = 1e-3,

@@ -36,7 +36,7 @@ class Convexity:
     """Share of the pairs within classes that have no path; they do not count."""
 
 
-def convexity(x: Float[Tensor, "n d"], labels: Int[Tensor, " n"], *, k: int = 10, block_elements: int = BLOCK_ELEMENTS) -> Convexity:
+def convexity(x: Float[Tensor, "n d"], labels: Int[Tensor, " m"], *, k: int = 10, block_elements: int = BLOCK_ELEMENTS) -> Convexity:
     """Graph convexity of each class on the Euclidean k-nearest-neighbour graph of x.
 
     Raises ConfigError for k outside 1..n-1, labels that are not one per row, NaN or Inf, no class with two members, and where no pair
@@ -47,7 +47,7 @@ def convexity(x: Float[Tensor, "n d"], labels: Int[Tensor, " n"], *, k: int = 10
 
 
 def compare_convexity(
-    x: Float[Tensor, "n d"], labels: Int[Tensor, " n"], *, k: int = 10, n_null: int, generator: torch.Generator
+    x: Float[Tensor, "n d"], labels: Int[Tensor, " m"], *, k: int = 10, n_null: int, generator: torch.Generator
 ) -> NullStatistic:
     """The mean score with what shuffled labels give on the same graph. Errors as `convexity`."""
     _require_labels(x, labels)
