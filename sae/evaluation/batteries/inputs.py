@@ -4,7 +4,7 @@ Samples are drawn from their own generators, so that a measure gives the same wh
 result cache under the dictionary, the store, the site and the sample.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -100,7 +100,7 @@ class Inputs:
         found = {}
         for need in needs:
             if need in ("dictionary", "other"):
-                found[need] = self._dictionary(need).digest
+                found[need] = self.chosen(need).digest
             elif need in ("store", "sites"):
                 found["store"] = self.stored.digest
             else:
@@ -127,7 +127,7 @@ class Inputs:
 
     def atoms(self, which: Literal["dictionary", "other"] = "dictionary") -> Float[Tensor, "n_atoms d"]:
         """Rows of W_dec that are not zero, in float32."""
-        rows = self._dictionary(which).W_dec.detach().float()
+        rows = self.chosen(which).W_dec.detach().float()
         return rows[rows.norm(dim=1) > 0]
 
     def points(self, site: str, n: int) -> Float[Tensor, "n width"]:
@@ -147,7 +147,7 @@ class Inputs:
     def codes(self, n_tokens: int, which: Literal["dictionary", "other"] = "dictionary") -> CodeSample:
         """Codes of about `n_tokens` tokens of the site, whole rows of the store drawn at random. Raises ConfigError without usable tokens."""
         index = self._rows_of_tokens(n_tokens)
-        dictionary = self._dictionary(which)
+        dictionary = self.chosen(which)
         config = {"site": self.site, "seed": self.seed, "n_tokens": n_tokens}
         key = Key("geometry.codes", 1, config, {"dictionary": dictionary.digest, "store": self.stored.digest})
         path = verified(self.cache, key, lambda folder: save_tensors(folder / "codes.safetensors", self._encoded(dictionary, index)))
@@ -186,14 +186,15 @@ class Inputs:
     def _mask_by_row(self) -> Tensor:
         return self.stored.mask(self.site).view(-1, self.stored.context)
 
-    def _dictionary(self, which: str) -> Dictionary:
+    def chosen(self, which: str) -> Dictionary:
+        """The dictionary, or the other one. Raises ConfigError when it is not there."""
         dictionary = self.dictionary if which == "dictionary" else self.other
         if dictionary is None:
             raise ConfigError(f"{which} must be given (Inputs)")
         return dictionary.eval()
 
 
-def verified(cache: ResultCache, key: Key, fill) -> Path:
+def verified(cache: ResultCache, key: Key, fill: Callable[[Path], None]) -> Path:
     """The folder of a result, made by `fill(folder)` if it is not there, with every file checked against its recorded SHA-256.
 
     Raises CacheError naming the entry when it is damaged.

@@ -18,6 +18,7 @@ from sae.evaluation.batteries.findings import RATE, Finding, Number, finding, ju
 from sae.evaluation.batteries.inputs import Inputs, verified
 from sae.evaluation.batteries.measure import Battery, Measure, Outcome
 from sae.evaluation.batteries.registry import BATTERIES
+from sae.evaluation.batteries.sites import short_sites
 from sae.evaluation.figures import AnyFigure, Axis, Figure, Series
 from sae.fingerprint import from_json, to_json
 from sae.storage import Key, read_json, write_json
@@ -238,12 +239,3 @@ def _curve(name: str, findings: Sequence[Finding]) -> Figure | None:
         series.insert(0, Series("null ± 2 sd", places, tuple(means), low, high, role="null"))
     axis = Axis("site", names=tuple(short_sites([found.subject for found in chosen])))
     return Figure(f"{name}, by site", axis, Axis(name, chosen[0].unit), tuple(series), caption=chosen[0].meaning)
-
-
-def short_sites(names: Sequence[str]) -> list[str]:
-    """The names of sites without the parts that all of them share: layers where they are one kind of site."""
-    parts = [name.split(".") for name in names]
-    if len({len(part) for part in parts}) > 1:
-        return list(names)
-    varying = [j for j in range(len(parts[0])) if len({part[j] for part in parts}) > 1]
-    return [".".join(part[j] for j in varying) or name for part, name in zip(parts, names, strict=True)]
