@@ -166,16 +166,18 @@ def best_pairs_of_nearest(nearest: Nearest, *, n_rows: int, n_columns: int, n_ca
     of those in `columns`. Every round pairs optimally over the candidates; the last one, of at most 2048 rows, over all that is left.
     `bound` is that of the first round, so `shortfall` is 0 where the pairs are those of the Hungarian method. Equal to it always where
     n_candidates >= min(n_rows, n_columns): no row of n needs more than its n nearest. Needs n_rows <= n_columns; raises ConfigError
-    otherwise, and for n_candidates < 1.
+    otherwise, and for n_candidates < 2: a single candidate is worth what its row's own column is.
     """
-    if n_candidates < 1:
-        raise ConfigError(f"n_candidates must be at least 1, got {n_candidates} (best_pairs_of_nearest)")
+    if n_candidates < 2:
+        raise ConfigError(
+            f"n_candidates must be at least 2, got {n_candidates}; with one, all rows that want a column want it alike (best_pairs_of_nearest)"
+        )
     rows, columns = torch.arange(n_rows), torch.arange(n_columns)
     found: list[tuple[Tensor, Tensor, Tensor]] = []
     bound = None
     while len(rows):
         whole = len(rows) <= LARGEST_WHOLE
-        k = min(len(columns), len(rows) if whole and found else max(1, n_candidates))
+        k = min(len(columns), len(rows) if whole and found else n_candidates)
         similarities, positions = nearest(rows, columns, k)
         complete = k >= min(len(rows), len(columns))
         floor = torch.full((len(rows),), -LOWEST, dtype=torch.float64) if complete else similarities[:, -1].double().cpu()

@@ -97,7 +97,7 @@ def mmcs(atoms_a: Float[Tensor, "n_a d_in"], atoms_b: Float[Tensor, "n_b d_in"],
 
 def atom_pairs(
     atoms_a: Float[Tensor, "n_a d_in"],
-    atoms_b: Float[Tensor, "n_b d_in"],
+    atoms_b: Float[Tensor, "n_b d_b"],
     *,
     method: Method = "optimal",
     n_candidates: int = 32,
@@ -128,7 +128,7 @@ def atom_pairs(
     return best_pairs_of_nearest(nearest, n_rows=len(a), n_columns=len(b), n_candidates=n_candidates)
 
 
-def joined_rows(decoders: Float[Tensor, "n d_in"], encoders: Float[Tensor, "n d_in"]) -> Float[Tensor, "n 2*d_in"]:
+def joined_rows(decoders: Float[Tensor, "n d_in"], encoders: Float[Tensor, "m d_enc"]) -> Float[Tensor, "n 2*d_in"]:
     """Unit rows [decoder, encoder] / sqrt(2) of every latent: the cosine of two such rows is the joined cosine of the module's text.
 
     `encoders` holds one row per latent, W_enc transposed. Raises ConfigError for different sizes, and a row that is zero or not finite.
@@ -183,7 +183,7 @@ def shared_latents(
 
 def compare_matching(
     atoms_a: Float[Tensor, "n_a d_in"],
-    atoms_b: Float[Tensor, "n_b d_in"],
+    atoms_b: Float[Tensor, "n_b d_b"],
     *,
     null: NullKind = "covariance",
     method: Method = "optimal",
