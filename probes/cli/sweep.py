@@ -78,7 +78,11 @@ def sweep(
     )
 
     def progress(step: SweepStep) -> None:
-        how = "read from the cache" if step.n_computed == 0 else f"{step.n_computed} problems fitted"
+        how = (
+            "read from the cache"
+            if step.n_computed == 0
+            else f"{step.n_computed} {'problem' if step.n_computed == 1 else 'problems'} fitted"
+        )
         say(f"{step.n_done}/{step.n_matrices}  {step.matrix}: {how}")
 
     cache = ResultCache(user_cache_dir() / "results")
