@@ -137,7 +137,7 @@ def test_sweep_reads_a_file_of_texts_and_goes_on_from_the_cache(model, reviews, 
         2,
     )
     first = probes(*options, "--json", out, "--figures", figures)
-    assert "1/2  blocks.0.hook_resid_post: 1 problems fitted" in first
+    assert "1/2  blocks.0.hook_resid_post: 1 problem fitted" in first
     tables = json.loads(out.read_text())
     assert {"rows", "reviews", "best"} == set(tables)
     assert [row["matrix"] for row in tables["reviews"]["rows"]] == ["blocks.0.hook_resid_post", "blocks.1.hook_resid_post"]
