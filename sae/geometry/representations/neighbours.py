@@ -151,7 +151,8 @@ def compare_label_overlap(
     """`label_overlap` with what shuffled labels give; their mean is sum_c n_c (n_c - 1) / (n (n - 1)) for classes of n_c stimuli."""
     ids = _label_neighbours(x, labels, k, metric)
     orders = stimulus_orders(len(x), n_null, generator=generator)
-    return compare(_same_label(ids, labels), [_same_label(ids, labels[order.to(labels.device)]) for order in orders])
+    draws = [_same_label(ids, labels[order.to(labels.device)]) for order in orders]
+    return compare(_same_label(ids, labels), torch.tensor(draws, dtype=torch.float64))
 
 
 def mutual_neighbours_mean(n: int, k: int) -> float:

@@ -28,7 +28,7 @@ ORDERS = {"euclidean": 2.0, "manhattan": 1.0, "chebyshev": float("inf")}
 
 
 def relative_representation(
-    x: Float[Tensor, "n d"], anchors: Float[Tensor, "n_anchors d"], *, similarity: Similarity = "cosine"
+    x: Float[Tensor, "n d"], anchors: Float[Tensor, "n_anchors w"], *, similarity: Similarity = "cosine"
 ) -> Float[Tensor, "n n_anchors"]:
     """Similarity of every row to every anchor: cosine, or minus the L2, L1 or L-infinity distance over the mean distance of the anchors.
 
@@ -58,7 +58,7 @@ def relative_representation(
 
 def relative_product(
     x: Float[Tensor, "n d"],
-    anchors: Float[Tensor, "n_anchors d"],
+    anchors: Float[Tensor, "n_anchors w"],
     *,
     similarities: Sequence[Similarity] = ("cosine", "euclidean"),
     combine: Literal["concatenate", "mean"] = "concatenate",
@@ -152,7 +152,12 @@ class Stitching:
 
 
 def zero_shot_stitching(
-    first: Float[Tensor, "n w"], second: Float[Tensor, "m w"], labels: Int[Tensor, " m"], *, train: Int[Tensor, " t"], ridge: float = 1e-3
+    first: Float[Tensor, "n w"],
+    second: Float[Tensor, "m v"],
+    labels: Int[Tensor, " labels"],
+    *,
+    train: Int[Tensor, " t"],
+    ridge: float = 1e-3,
 ) -> Stitching:
     """Train on rows `train` of `first`, test on the other rows of both. Spaces of relative representations stitch, absolute ones do not.
 
@@ -170,8 +175,8 @@ def zero_shot_stitching(
 
 def compare_stitching(
     first: Float[Tensor, "n w"],
-    second: Float[Tensor, "m w"],
-    labels: Int[Tensor, " m"],
+    second: Float[Tensor, "m v"],
+    labels: Int[Tensor, " labels"],
     *,
     train: Int[Tensor, " t"],
     ridge: float = 1e-3,
@@ -183,7 +188,7 @@ def compare_stitching(
     orders = stimulus_orders(second.shape[1], n_null, generator=generator)
     shuffled = (second[:, order.to(second.device)] for order in orders)
     draws = [zero_shot_stitching(first, each, labels, train=train, ridge=ridge).stitched_accuracy for each in shuffled]
-    return compare(value, draws)
+    return compare(value, torch.tensor(draws, dtype=torch.float64))
 
 
 def _farthest(rows: Tensor, n_anchors: int, generator: torch.Generator) -> Tensor:

@@ -119,7 +119,7 @@ def residual_covariance(repeats: Float[Tensor, "repeats n d"], *, shrinkage: flo
     return (1 - shrinkage) * covariance + shrinkage * covariance.diagonal().diag()
 
 
-def rdm_similarity(first: Float[Tensor, " pairs"], second: Float[Tensor, " pairs"], *, comparison: Comparison = "spearman") -> float:
+def rdm_similarity(first: Float[Tensor, " pairs"], second: Float[Tensor, " others"], *, comparison: Comparison = "spearman") -> float:
     """How alike two RDMs are: Spearman (ties share their mean rank), Pearson, Kendall's tau-b or cosine. Raises ConfigError for different
     lengths, another comparison, NaN or Inf, and an RDM without variation (zero, for "cosine").
     """

@@ -91,4 +91,4 @@ def compare_representations(
     first, second = measure.prepare(x), measure.prepare(y)
     orders = stimulus_orders(len(x), n_null, generator=generator)
     draws = [measure.score(first, second, order.to(x.device)) for order in orders]
-    return compare(measure.score(first, second), draws)
+    return compare(measure.score(first, second), torch.tensor(draws, dtype=torch.float64))

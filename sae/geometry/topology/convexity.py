@@ -54,7 +54,7 @@ def compare_convexity(
     graph = neighbour_graph(x, k=k)
     orders = stimulus_orders(len(x), n_null, generator=generator)
     draws = [_convexity(graph, labels[order.to(labels.device)], BLOCK_ELEMENTS).mean for order in orders]
-    return compare(_convexity(graph, labels, BLOCK_ELEMENTS).mean, draws)
+    return compare(_convexity(graph, labels, BLOCK_ELEMENTS).mean, torch.tensor(draws, dtype=torch.float64))
 
 
 def _require_labels(x: Tensor, labels: Tensor) -> None:

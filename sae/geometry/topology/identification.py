@@ -59,7 +59,7 @@ def compare_identification(rdms: Float[Tensor, "subjects regions pairs"], *, n_n
     for _ in range(n_null):
         orders = [torch.randperm(n_regions, generator=generator, device=generator.device).to(rdms.device) for _ in subjects]
         draws.append(_accuracy(torch.stack([each[order] for each, order in zip(values, orders, strict=True)]), subjects))
-    return compare(_accuracy(values, subjects), draws)
+    return compare(_accuracy(values, subjects), torch.tensor(draws, dtype=torch.float64))
 
 
 def bootstrap_identification(

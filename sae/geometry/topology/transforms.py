@@ -143,7 +143,7 @@ class TopologicalRsa(RepresentationMeasure):
 
 
 def trsa_similarity(
-    first: Float[Tensor, " pairs"], second: Float[Tensor, " pairs"], summary: RdmSummaryConfig, *, comparison: Comparison = "pearson"
+    first: Float[Tensor, " pairs"], second: Float[Tensor, " others"], summary: RdmSummaryConfig, *, comparison: Comparison = "pearson"
 ) -> float:
     """How alike two RDMs are after the geo-topological transform. Errors as `geotopological_transform` and `rdm_similarity`."""
     transformed = (geotopological_transform(each, lower=summary.lower, upper=summary.upper) for each in (first, second))
