@@ -5,7 +5,7 @@ Every result of the package is a `Result`: `table()` is what it found, `str()` a
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from markupsafe import Markup
 
@@ -72,6 +72,15 @@ class Table:
         note = Markup('<p style="max-width:60em;opacity:.8;font-size:90%">{}</p>').format(self.note) if self.note else Markup("")
         return str(Markup('<div style="overflow-x:auto">{}{}</div>').format(table, note))
 
+    def __str__(self) -> str:
+        return self.text()
+
+    def _repr_html_(self) -> str:
+        return self.html()
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        printer.text(self.text())
+
     def _cell(self, tag: str, column: int, content: str) -> Markup:
         align = "right" if self._is_number(column) else "left"
         return Markup('<{0} style="text-align:{1};{2}">{3}</{0}>').format(Markup(tag), align, CELL_STYLE, content)
@@ -112,3 +121,6 @@ class Result(ABC):
 
     def _repr_html_(self) -> str:
         return self.table().html()
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        printer.text(str(self))

@@ -93,3 +93,19 @@ def test_a_problem_that_does_not_fit_together_is_refused(changed, message):
     given = {"rows": np.arange(4), "y": np.array([0, 1, 1, 0]), "groups": np.zeros(4, dtype=np.int64), "classes": ("no", "yes")}
     with pytest.raises(ConfigError, match=message):
         Problem("p", **(given | changed))
+
+
+@pytest.mark.parametrize("shown", ["table", "result"])
+def test_a_notebook_shows_the_table_and_not_the_fields(shown):
+    from IPython.core.formatters import DisplayFormatter
+
+    class Found(Result):
+        def table(self):
+            return table()
+
+        def figure(self):
+            return new_figure("found", "k", "AUC")
+
+    data, _ = DisplayFormatter().format(table() if shown == "table" else Found())
+    assert data["text/plain"] == table().text()
+    assert data["text/html"] == table().html()
