@@ -4,8 +4,8 @@
     k-nearest-neighbour graph, that belong to c; 1 where i and j are neighbours and nothing lies between them
 
 Tetkova, Brusch, Scheidt, Mager, Aagaard, Foldager, Alstrom & Hansen 2023, arXiv 2305.17154 (graph convexity). The score of shuffled labels is
-about 1 - (1 - n_c / n) P(something lies between), not 0: it is reported with that null. Cost: one Dijkstra per source, n k log n each;
-memory sources x n in blocks.
+about 1 - (1 - n_c / n) P(something lies between), not 0: it is reported with that null. Cost: one Dijkstra per
+point, n k log n each, once for all labellings; then n^2 x path length per labelling, in blocks of sources.
 """
 
 from dataclasses import dataclass
@@ -43,7 +43,7 @@ def convexity(x: Float[Tensor, "n d"], labels: Int[Tensor, " m"], *, k: int = 10
     within a class has a path.
     """
     _require_labels(x, labels)
-    return _convexity(neighbour_graph(x, k=k), labels, block_elements)
+    return _convexities(neighbour_graph(x, k=k), labels[None], block_elements)[0]
 
 
 def compare_convexity(
@@ -51,10 +51,10 @@ def compare_convexity(
 ) -> NullStatistic:
     """The mean score with what shuffled labels give on the same graph. Errors as `convexity`."""
     _require_labels(x, labels)
-    graph = neighbour_graph(x, k=k)
     orders = stimulus_orders(len(x), n_null, generator=generator)
-    draws = [_convexity(graph, labels[order.to(labels.device)], BLOCK_ELEMENTS).mean for order in orders]
-    return compare(_convexity(graph, labels, BLOCK_ELEMENTS).mean, torch.tensor(draws, dtype=torch.float64))
+    shuffled = [labels[order.to(labels.device)] for order in orders]
+    found = _convexities(neighbour_graph(x, k=k), torch.stack([labels, *shuffled]), BLOCK_ELEMENTS)
+    return compare(found[0].mean, torch.tensor([each.mean for each in found[1:]], dtype=torch.float64))
 
 
 def _require_labels(x: Tensor, labels: Tensor) -> None:
@@ -65,46 +65,63 @@ def _require_labels(x: Tensor, labels: Tensor) -> None:
         raise ConfigError("labels must have a class with at least two members, got none (convexity)")
 
 
-def _convexity(graph: Any, labels: Tensor, block_elements: int) -> Convexity:
-    classes, counts = labels.unique(return_counts=True)
-    classes, counts = classes[counts >= 2], counts[counts >= 2]
-    scores, missing = [], 0
-    for label in classes:
-        members = (labels == label).nonzero().flatten().cpu()
-        total, n_pairs = 0.0, 0
-        for block in row_blocks(len(members), graph.shape[0], block_elements, where="convexity"):
-            shares, connected = _shares(graph, members[block], members)
-            total, n_pairs = total + shares, n_pairs + connected
-        missing += len(members) * (len(members) - 1) - n_pairs
-        scores.append(total / n_pairs if n_pairs else float("nan"))
-    found = torch.tensor(scores, dtype=torch.float64)
-    if found.isnan().all():
-        raise ConfigError("no two members of a class are connected in the neighbour graph: raise k (convexity)")
-    return Convexity(
-        classes=classes.cpu(),
-        scores=found,
-        mean=float(found[~found.isnan()].mean()),
-        disconnected=missing / int((counts * (counts - 1)).sum()),
-    )
-
-
-def _shares(graph: Any, sources: Tensor, members: Tensor) -> tuple[float, int]:
-    """(sum over pairs (source, other member) of the share inside, number of pairs with a path)."""
+def _convexities(graph: Any, labellings: Tensor, block_elements: int) -> list[Convexity]:
+    """The convexity of each row of `labellings` on one graph: the paths are found once."""
     from scipy.sparse.csgraph import dijkstra
 
-    _, found = dijkstra(graph, directed=False, indices=sources.numpy(), return_predecessors=True)
-    before = torch.from_numpy(found).long()  # negative: the source itself, or no path
-    inside = torch.zeros(graph.shape[0], dtype=torch.bool)
-    inside[members] = True
-    current = before.gather(1, members.expand(len(sources), -1))
-    connected = current >= 0
-    between, within = torch.zeros_like(current), torch.zeros_like(current)
+    n = graph.shape[0]
+    classes, targets = torch.unique(labellings.cpu(), return_inverse=True)
+    totals = torch.zeros(len(labellings), len(classes), dtype=torch.float64)
+    connected, members = torch.zeros_like(totals), torch.stack([each.bincount(minlength=len(classes)) for each in targets])
+    for block in row_blocks(n, 64 * n, block_elements, where="convexity"):
+        sources = torch.arange(n)[block]
+        _, before = dijkstra(graph, directed=False, indices=sources.numpy(), return_predecessors=True)
+        paths = _interiors(torch.from_numpy(before).long(), sources)
+        for row, labels in enumerate(targets):
+            own = labels[sources][:, None]
+            pairs = ((labels == own) & paths.connected).nonzero(as_tuple=True)
+            inside = sum(((labels[at[pairs]] == own[pairs[0], 0]) & step[pairs]).double() for at, step in paths.steps)
+            between = paths.between[pairs].double()
+            shares = torch.where(between > 0, inside / between.clamp(min=1), 1.0)
+            totals[row].index_add_(0, own[pairs[0], 0], shares)
+            connected[row].index_add_(0, own[pairs[0], 0], torch.ones_like(shares))
+    return [_summary(classes, *each) for each in zip(totals, connected, members, strict=True)]
+
+
+@dataclass(frozen=True, eq=False)
+class _Paths:
+    """Shortest paths from a block of sources to every point, walked back from their ends."""
+
+    steps: list[tuple[Tensor, Tensor]]
+    """(point reached, whether it lies strictly between), [sources, n] each, after 1, 2, ... steps."""
+    between: Tensor
+    """Number of points strictly between."""
+    connected: Tensor
+    """Whether there is a path, the one of length 0 apart."""
+
+
+def _interiors(before: Tensor, sources: Tensor) -> _Paths:
+    connected = before >= 0  # negative: the source itself, or no path
+    current, between, steps = before.clamp(min=0), torch.zeros_like(before), []
     while True:
         step = connected & (current != sources[:, None])
         if not step.any():
-            break
-        between += step
-        within += step & inside[current.clamp(min=0)]
-        current = torch.where(step, before.gather(1, current.clamp(min=0)), current)
-    shares = torch.where(between > 0, within.double() / between.clamp(min=1), 1.0)
-    return float(shares[connected].sum()), int(connected.sum())
+            # One entry at least, so that a sum over steps is a tensor.
+            return _Paths(steps=steps or [(current, step)], between=between, connected=connected)
+        steps.append((current, step))
+        between = between + step
+        current = torch.where(step, before.gather(1, current).clamp(min=0), current)
+
+
+def _summary(classes: Tensor, totals: Tensor, connected: Tensor, members: Tensor) -> Convexity:
+    counted = members >= 2
+    scores = torch.where(connected > 0, totals / connected.clamp(min=1), float("nan"))[counted]
+    if scores.isnan().all():
+        raise ConfigError("no two members of a class are connected in the neighbour graph: raise k (convexity)")
+    pairs = (members * (members - 1)).sum()
+    return Convexity(
+        classes=classes[counted],
+        scores=scores,
+        mean=float(scores[~scores.isnan()].mean()),
+        disconnected=1 - float(connected.sum() / pairs),
+    )

@@ -116,10 +116,9 @@ def _require_rdms(rdms: Tensor) -> None:
 def _accuracy(rdms: Tensor, subjects: Tensor) -> float:
     """`subjects` names the rows: rows of the same subject are left out together."""
     centred = rdms - rdms.mean(dim=2, keepdim=True)
-    right, n_regions = 0, rdms.shape[1]
-    for row, subject in enumerate(subjects):
-        centroids = centred[subjects != subject].mean(dim=0)
-        norms = centroids.norm(dim=1).clamp(min=torch.finfo(centroids.dtype).tiny)
-        found = (centred[row] @ centroids.T / norms).argmax(dim=1)
-        right += int((found == torch.arange(n_regions, device=found.device)).sum())
-    return right / (n_regions * len(subjects))
+    same = (subjects[:, None] == subjects).to(rdms)
+    others = len(subjects) - same.sum(dim=1)
+    centroids = (centred.sum(dim=0) - torch.einsum("st,trp->srp", same, centred)) / others[:, None, None]
+    centroids = centroids / centroids.norm(dim=2, keepdim=True).clamp(min=torch.finfo(rdms.dtype).tiny)
+    found = torch.einsum("srp,sqp->srq", centred, centroids).argmax(dim=2)
+    return float((found == torch.arange(rdms.shape[1], device=found.device)).double().mean())
