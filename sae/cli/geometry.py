@@ -40,7 +40,7 @@ OF_KIND = {
     frozenset({"model"}): ("layer_quality",),
 }
 """Batteries that are run when none is named."""
-N_PROMPTS, PROMPT_WORDS = 600, 40
+N_PROMPTS, SHORTEST = 640, 12
 
 
 def geometry(
@@ -249,9 +249,6 @@ def _prompts(path: Path | None) -> tuple[str, ...]:
             raise ConfigError(f"--prompts must hold at least 2 lines of text, got {len(lines)} ({path})")
         return lines
     from sae.activations.corpus import state_of_the_union
+    from sae.evaluation.text_views import sampled_sentences
 
-    found: list[str] = []
-    for document in state_of_the_union():
-        words = document.text.split()
-        found += [" ".join(words[i : i + PROMPT_WORDS]) for i in range(0, min(len(words) - PROMPT_WORDS, 3 * PROMPT_WORDS), PROMPT_WORDS)]
-    return tuple(found[:N_PROMPTS])
+    return tuple(sampled_sentences((document.text for document in state_of_the_union()), N_PROMPTS, shortest=SHORTEST))

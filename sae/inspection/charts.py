@@ -171,7 +171,7 @@ def _ticks(axis: Axis, scale: Scale, values: Iterable[float | int], n: int, room
         every = next((k for k in (1, 2, 5, 10, 20, 50) if k * pixels >= room), 100)
         return [(float(i), name) for i, name in enumerate(axis.names) if i % every == 0]
     own = sorted({float(v) for v in values})
-    few = scale.log and len(own) <= 9 and all(b / a >= 1.4 for a, b in pairwise(own))
+    few = scale.log and 1 <= len(own) <= 9 and all(b / a >= 1.4 for a, b in pairwise(own))
     return [(tick, tick_label(tick)) for tick in (own if few else scale.ticks(n))]
 
 

@@ -121,7 +121,8 @@ def value_cell(found: Finding) -> str | None:
     """The value with its unit."""
     if found.value is None:
         return None
-    return number(float(found.value), 4) + (f" {found.unit}" if found.unit else "")
+    whole = found.value.is_integer() and 1 <= abs(found.value) < 1e6
+    return number(int(found.value) if whole else found.value, 4) + (f" {found.unit}" if found.unit else "")
 
 
 def _section(group: Group, battery: str) -> Section:
@@ -134,29 +135,29 @@ def _section(group: Group, battery: str) -> Section:
     )
     several = any(found.subject for found in group.findings)
     shown = columns if not several else (columns[0], Column("of"), *columns[1:])
-    rows = tuple(_row(found, several=several) for found in group.findings)
-    once = {found.name: found for found in reversed(group.findings)}
-    notes = [f"{found.name}: {found.meaning} Source: {found.source}." for found in reversed(once.values())] if _repeats(group) else []
+    order = list(dict.fromkeys(found.name for found in group.findings))
+    by_quantity = sorted(group.findings, key=lambda found: order.index(found.name))
+    rows = tuple(_row(found, several=several, first=i == 0 or by_quantity[i - 1].name != found.name) for i, found in enumerate(by_quantity))
     settings = ", ".join(f"{name} {value}" for name, value in group.settings.items())
     took = f"{group.n_cached} of {group.n_tasks} from the cache" if group.n_cached else f"{group.seconds:.1f} s"
-    notes += [*group.notes, f"Settings: {settings}. {took[0].upper()}{took[1:]}."]
+    notes = [*group.notes, f"Settings: {settings}. {took[0].upper()}{took[1:]}."]
     table = Table("Findings", shown, rows, notes=tuple(notes))
     return Section(f"{battery}: {group.title.lower()}" if battery else group.title, group.text, (table,), group.figures)
 
 
-def _repeats(group: Group) -> bool:
-    """Whether quantities have several rows each: their meaning then stands below the table, once."""
-    return len(group.findings) > 2 * len({found.name for found in group.findings})
-
-
-def _row(found: Finding, *, several: bool) -> Row:
+def _row(found: Finding, *, several: bool, first: bool) -> Row:
     cells: list[str | float | int | None] = [value_cell(found), null_text(found), p_text(found), found.stands_out]
     if several:
         cells.insert(0, found.subject or None)
-    null = f" Null: {found.null}." if found.null else ""
-    note = f"{found.meaning}{null} Source: {found.source}. {_sentence(found.note)}".strip()
+    note = f"{_meaning(found)} {_sentence(found.note)}".strip() if first else _sentence(found.note)
     strong = (len(cells),) if found.stands_out == "yes" else ()
     return Row((found.name, *cells), note=note, strong=strong)
+
+
+def _meaning(found: Finding) -> str:
+    """What the quantity means, its null and its source."""
+    null = f" Null: {found.null}." if found.null else ""
+    return f"{found.meaning}{null} Source: {found.source}."
 
 
 def _sentence(text: str) -> str:

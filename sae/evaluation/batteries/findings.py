@@ -60,6 +60,8 @@ class Number:
     """p-value on the quantity's side; None where there is no null."""
     note: str = ""
     """Sizes, intervals, and what else helps to read it."""
+    tries: int = 1
+    """How many the subject was chosen from; `p` is corrected for it, p = 1 - (1 - p_single)^tries."""
 
     def __post_init__(self) -> None:
         for name in ("value", "null_mean", "null_sd", "p"):
@@ -102,18 +104,28 @@ class Finding:
     """Where the definition is from."""
     note: str
     """Sizes and intervals."""
+    tries: int
+    """How many the subject was chosen from; `p` is corrected for it."""
     stands_out: StandsOut
     """After the correction for the number of findings."""
 
 
-def of_null(quantity: Quantity, found: NullStatistic, *, subject: str = "", note: str = "") -> Number:
-    """The number of a statistic that has null draws, with the p-value of the quantity's side; two-sided is twice the smaller one."""
+def of_null(quantity: Quantity, found: NullStatistic, *, subject: str = "", note: str = "", tries: int = 1) -> Number:
+    """The number of a statistic that has null draws, with the p-value of the quantity's side; two-sided is twice the smaller one.
+
+    A subject chosen as the best of `tries` has its p-value corrected for the choice.
+    """
     p = {
         "greater": found.p_greater,
         "less": found.p_less,
         "two-sided": min(1.0, 2 * min(found.p_greater, found.p_less)),
     }[quantity.alternative]
-    return Number(quantity.name, found.value, subject, found.null_mean, found.null_sd, found.n_null, p, note)
+    return Number(quantity.name, found.value, subject, found.null_mean, found.null_sd, found.n_null, of_tries(p, tries), note, tries)
+
+
+def of_tries(p: float, tries: int) -> float:
+    """1 - (1 - p)^tries: the chance that the smallest of so many independent p-values is at most p (Sidak 1967)."""
+    return p if tries == 1 else -math.expm1(tries * math.log1p(-p)) if p < 1 else 1.0
 
 
 def finding(quantity: Quantity, number: Number, *, measure: str) -> Finding:
@@ -135,6 +147,7 @@ def finding(quantity: Quantity, number: Number, *, measure: str) -> Finding:
         meaning=quantity.meaning,
         source=quantity.source,
         note=number.note,
+        tries=number.tries,
         stands_out="no null" if number.p is None else "no",
     )
 
@@ -168,4 +181,4 @@ def smallest_p(found: Finding) -> float:
     """The smallest p that the finding's null could have given; 0 for an exact law."""
     if found.n_null is None:
         return 0.0
-    return (2 if found.alternative == "two-sided" else 1) / (1 + found.n_null)
+    return of_tries((2 if found.alternative == "two-sided" else 1) / (1 + found.n_null), found.tries)

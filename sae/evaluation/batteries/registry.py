@@ -2,22 +2,28 @@
 
 from sae.evaluation.batteries.measure import Battery, Measure
 from sae.evaluation.batteries.measures.clouds import ISOTROPY_MEASURE, SPECTRUM
+from sae.evaluation.batteries.measures.clusters import CLUSTERS, MULTIDIMENSIONAL
+from sae.evaluation.batteries.measures.codes import DENSITY, TOGETHER
 from sae.evaluation.batteries.measures.cosines import COHERENCE, NEAREST
+from sae.evaluation.batteries.measures.dimensions import DIMENSION
+from sae.evaluation.batteries.measures.family import FAMILIES
 from sae.evaluation.batteries.measures.frame import FRAME
 from sae.evaluation.batteries.measures.layers import LAYERS
 from sae.evaluation.batteries.measures.pair_codes import ACTIVATION_MATCHING, UNIVERSALITY
 from sae.evaluation.batteries.measures.pairs import MATCHING, SPLITTING
 
 ALL = (
-    Battery("atoms", "Atoms", "a dictionary's atoms", (COHERENCE, NEAREST, FRAME)),
-    Battery("activations", "Activations", "activations, site by site", (SPECTRUM, ISOTROPY_MEASURE)),
+    Battery("atoms", "Atoms", "a dictionary's atoms", (COHERENCE, NEAREST, FRAME, CLUSTERS)),
+    Battery("codes", "Codes", "a dictionary's codes on a store", (DENSITY, TOGETHER, FAMILIES, MULTIDIMENSIONAL)),
+    Battery("activations", "Activations", "activations, site by site", (SPECTRUM, ISOTROPY_MEASURE, DIMENSION)),
     Battery("layers", "Layers", "the sites of a store beside each other", (LAYERS,)),
     Battery(
         "pair",
         "Two dictionaries",
         "two dictionaries, by their atoms and by their codes",
-        (MATCHING, SPLITTING, ACTIVATION_MATCHING, UNIVERSALITY),
+        (MATCHING, SPLITTING, ACTIVATION_MATCHING, UNIVERSALITY, STITCHING),
     ),
+    Battery("layer_quality", "Layers of a model", "every layer of a language model on prompts", (LAYER_QUALITY,)),
 )
 BATTERIES: dict[str, Battery] = {battery.name: battery for battery in ALL}
 MEASURES: dict[str, Measure] = {measure.name: measure for battery in ALL for measure in battery.measures}

@@ -130,7 +130,7 @@ SPECTRUM = Measure(
     quantities=SPECTRUM_QUANTITIES,
     compute=spectrum,
     config=SpectrumConfig(),
-    quick=SpectrumConfig(n_tokens=5000, n_null=39),
+    quick=SpectrumConfig(n_tokens=5000),
     each_site=True,
     curves=("participation ratio", "effective rank", "variance of the first component"),
 )
@@ -181,6 +181,7 @@ ISOTROPY_QUANTITIES = (
         "average cosine",
         "Mean cosine of two tokens' activations: near 1 where all lie in a narrow cone about their mean.",
         "Ethayarajh 2019, arXiv 1909.00512",
+        alternative="greater",
         null=UNIFORM,
     ),
     Quantity(
@@ -206,7 +207,7 @@ ISOTROPY_MEASURE = Measure(
     quantities=ISOTROPY_QUANTITIES,
     compute=isotropy,
     config=IsotropyConfig(),
-    quick=IsotropyConfig(n_tokens=1000, n_null=39),
+    quick=IsotropyConfig(n_tokens=1000),
     each_site=True,
     curves=("average cosine", "Wasserstein uniformity"),
 )

@@ -116,7 +116,7 @@ COHERENCE = Measure(
     ),
     compute=coherence,
     config=CoherenceConfig(),
-    quick=CoherenceConfig(n_atoms=1024, n_null=39),
+    quick=CoherenceConfig(n_atoms=1024),
 )
 
 

@@ -26,7 +26,7 @@ SHOWN = 400
 class FrameConfig:
     """Settings of `frame`."""
 
-    n_null: int = 99
+    n_null: int = 199
     """Null dictionaries."""
     first_rank: int = 11
     """First rank of the eigenvalues that the slope is fitted on."""
@@ -168,5 +168,5 @@ FRAME = Measure(
     quantities=QUANTITIES,
     compute=frame,
     config=FrameConfig(),
-    quick=FrameConfig(n_null=39),
+    quick=FrameConfig(n_null=99),
 )

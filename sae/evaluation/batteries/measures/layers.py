@@ -35,7 +35,7 @@ class LayersConfig:
     """Sites, evenly spaced where there are more."""
     n_neighbours: int = 10
     """Neighbours of a token."""
-    n_null: int = 39
+    n_null: int = 99
     """Permutations of the tokens."""
 
 
@@ -169,5 +169,5 @@ LAYERS = Measure(
     ),
     compute=layers,
     config=LayersConfig(),
-    quick=LayersConfig(n_tokens=400, n_tokens_of_pairs=200, n_sites=8, n_null=19),
+    quick=LayersConfig(n_tokens=400, n_tokens_of_pairs=200, n_sites=8, n_null=59),
 )

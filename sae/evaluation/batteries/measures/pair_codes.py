@@ -34,7 +34,7 @@ class PairCodesConfig:
     """Tokens, whole rows of the store drawn at random."""
     largest: int = 6000
     """Latents up to which pairs have the largest sum of correlations; beyond, pairs are those that are each other's best."""
-    n_null: int = 39
+    n_null: int = 59
     """Shifts of the tokens, each matched anew."""
 
 
@@ -147,8 +147,8 @@ ACTIVATION_MATCHING = Measure(
     needs=("dictionary", "other", "store"),
     quantities=QUANTITIES,
     compute=activation_matching,
-    config=PairCodesConfig(n_null=99),
-    quick=PairCodesConfig(n_tokens=10_000),
+    config=PairCodesConfig(),
+    quick=PairCodesConfig(n_tokens=10_000, n_null=39),
 )
 
 

@@ -24,7 +24,7 @@ class MatchingConfig:
 
     largest: int = 6000
     """Atoms up to which pairs are chosen to have the largest sum of cosines; beyond, pairs are those that are each other's nearest."""
-    n_null: int = 39
+    n_null: int = 59
     """Null dictionaries, each matched anew."""
 
 
@@ -107,8 +107,8 @@ MATCHING = Measure(
     needs=("dictionary", "other"),
     quantities=MATCHING_QUANTITIES,
     compute=matching,
-    config=MatchingConfig(n_null=99),
-    quick=MatchingConfig(largest=2048),
+    config=MatchingConfig(),
+    quick=MatchingConfig(largest=2048, n_null=39),
 )
 
 
