@@ -116,11 +116,12 @@ class Result(ABC):
     def figure(self) -> "Figure":
         """The numbers as a plotly figure."""
 
-    def __str__(self) -> str:
+    def __init_subclass__(cls, **more: Any) -> None:
+        super().__init_subclass__(**more)
+        cls.__repr__ = Result.__repr__  # a dataclass leaves one that is there
+
+    def __repr__(self) -> str:
         return self.table().text()
 
     def _repr_html_(self) -> str:
         return self.table().html()
-
-    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
-        printer.text(str(self))

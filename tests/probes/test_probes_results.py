@@ -1,5 +1,7 @@
 """Tables and problems: what is shown, and what is refused before any work is done."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 
@@ -99,13 +101,18 @@ def test_a_problem_that_does_not_fit_together_is_refused(changed, message):
 def test_a_notebook_shows_the_table_and_not_the_fields(shown):
     from IPython.core.formatters import DisplayFormatter
 
+    @dataclass(frozen=True)
     class Found(Result):
+        values: np.ndarray
+
         def table(self):
             return table()
 
         def figure(self):
             return new_figure("found", "k", "AUC")
 
-    data, _ = DisplayFormatter().format(table() if shown == "table" else Found())
+    found = Found(np.zeros(10_000))
+    assert repr(found) == str(found) == table().text()
+    data, _ = DisplayFormatter().format(table() if shown == "table" else found)
     assert data["text/plain"] == table().text()
     assert data["text/html"] == table().html()
