@@ -48,7 +48,7 @@ def stability_curve(similarities: Float[Tensor, " n"], thresholds: Sequence[floa
 
 
 def stability_by_frequency(
-    similarities: Float[Tensor, " n"], frequencies: Float[Tensor, " n"], *, threshold: float = 0.7, n_bins: int = 10
+    similarities: Float[Tensor, " n"], frequencies: Float[Tensor, " m"], *, threshold: float = 0.7, n_bins: int = 10
 ) -> StabilityByFrequency:
     """Share of latents with a partner above `threshold` in bins of equal numbers of latents by firing frequency.
 
