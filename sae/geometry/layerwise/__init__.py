@@ -17,7 +17,7 @@ from sae.geometry.layerwise.entropy import (
     renyi_entropy,
     von_neumann_entropy,
 )
-from sae.geometry.layerwise.preparation import Preparation, matched_gaussian, pooled_tokens
+from sae.geometry.layerwise.preparation import MatchedGaussian, Preparation, pooled_tokens
 from sae.geometry.layerwise.uniformity import (
     alignment,
     compare_alignment,
@@ -30,9 +30,9 @@ from sae.geometry.layerwise.uniformity import (
 )
 
 __all__ = [
-    "InfoNCE", "Normalisation", "Preparation", "Variant", "alignment", "compare_alignment", "compare_curvature", "compare_dime",
+    "InfoNCE", "MatchedGaussian", "Normalisation", "Preparation", "Variant", "alignment", "compare_alignment", "compare_curvature", "compare_dime",
     "compare_info_nce", "compare_lidar", "compare_matrix_entropy", "compare_prompt_entropy", "compare_uniformity",
-    "compare_wasserstein_uniformity", "curvature", "dime", "info_nce", "lidar", "matched_gaussian", "matrix_entropy", "pooled_tokens",
+    "compare_wasserstein_uniformity", "curvature", "dime", "info_nce", "lidar", "matrix_entropy", "pooled_tokens",
     "prompt_entropies", "renyi_entropy", "sampled_uniformity", "sphere_uniformity", "uniformity", "von_neumann_entropy",
     "wasserstein_uniformity",
 ]  # fmt: skip

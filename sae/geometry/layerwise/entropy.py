@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae.errors import ConfigError
-from sae.geometry.layerwise.preparation import Preparation, matched_gaussian, padded, prepared, require_preparation, require_prompts
+from sae.geometry.layerwise.preparation import MatchedGaussian, Preparation, padded, prepared, require_preparation, require_prompts
 from sae.geometry.nulls import NullStatistic, compare
 from sae.geometry.rows import require_points
 
@@ -153,7 +153,7 @@ def compare_matrix_entropy(
     """`matrix_entropy` against clouds of as many points, prepared in the same way.
 
     "isotropic": independent normal coordinates; the entropy of n such points is well below ln min(n, d). "gaussian": Gaussian clouds with
-    exactly the mean and covariance of the data (`matched_gaussian`), for what is not Gaussian about rows of unit length; without unit
+    exactly the mean and covariance of the data (`MatchedGaussian`), for what is not Gaussian about rows of unit length; without unit
     rows the entropy is a function of mean and covariance and the comparison is refused.
     Errors as `matrix_entropy`; also another `null`, an entropy that is nan, and n_null < 2.
     """
@@ -166,8 +166,8 @@ def compare_matrix_entropy(
         return matrix_entropy(cloud, alpha=alpha, rows=rows, normalisation=normalisation)
 
     value = entropy(points)
-    draws = [entropy(_drawn(points, null, generator)) for _ in range(n_null)]
-    return compare(value, torch.tensor(draws, dtype=torch.float64))
+    draw = _clouds(points, null, generator)
+    return compare(value, torch.tensor([entropy(draw()) for _ in range(n_null)], dtype=torch.float64))
 
 
 def compare_prompt_entropy(
@@ -187,22 +187,21 @@ def compare_prompt_entropy(
     "isotropic": independent normal coordinates. "gaussian": Gaussian tokens with exactly the mean and covariance of all tokens.
     Errors as `prompt_entropies`; also another `null`, no prompt with an entropy, and n_null < 2.
     """
-    draws: dict[str, Callable[[], Tensor]] = {
-        "shuffled": lambda: tokens[torch.randperm(len(tokens), generator=generator, device=generator.device).to(tokens.device)],
-        "isotropic": lambda: _drawn(tokens, "isotropic", generator),
-        "gaussian": lambda: _drawn(tokens, "gaussian", generator),
-    }
-    if null not in draws:
-        raise ConfigError(f"null must be one of {', '.join(map(repr, draws))}, got {null!r} (compare_prompt_entropy)")
+    if null not in ("shuffled", "isotropic", "gaussian"):
+        raise ConfigError(f"null must be 'shuffled', 'isotropic' or 'gaussian', got {null!r} (compare_prompt_entropy)")
 
     def mean_entropy(rows_of_prompts: Tensor) -> float:
         return prompt_entropies(rows_of_prompts, lengths, alpha=alpha, rows=rows, normalisation=normalisation).nanmean().item()
 
-    value = mean_entropy(tokens)
-    return compare(value, torch.tensor([mean_entropy(draws[null]()) for _ in range(n_null)], dtype=torch.float64))
+    value, draw = mean_entropy(tokens), _clouds(tokens, null, generator)
+    return compare(value, torch.tensor([mean_entropy(draw()) for _ in range(n_null)], dtype=torch.float64))
 
 
-def _drawn(points: Tensor, null: Literal["isotropic", "gaussian"], generator: torch.Generator) -> Tensor:
-    if null == "gaussian":
-        return matched_gaussian(points, generator=generator)
-    return torch.randn(points.shape, generator=generator, dtype=torch.float64, device=generator.device).to(points.device)
+def _clouds(points: Tensor, null: Literal["shuffled", "isotropic", "gaussian"], generator: torch.Generator) -> Callable[[], Tensor]:
+    """A function that draws a cloud of the null."""
+    if null == "shuffled":
+        return lambda: points[torch.randperm(len(points), generator=generator, device=generator.device).to(points.device)]
+    if null == "isotropic":
+        return lambda: torch.randn(points.shape, generator=generator, dtype=torch.float64, device=generator.device).to(points.device)
+    gaussian = MatchedGaussian.of(points)
+    return lambda: gaussian.draw(generator)

@@ -17,6 +17,7 @@ two is exact, whatever the covariance and also for fewer points than dimensions.
 sample covariance is that of a sample of a sample, more spread than the data's.
 """
 
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
@@ -86,28 +87,47 @@ def pooled_tokens(
     return wide.new_zeros(len(lengths), tokens.shape[1]).index_add_(0, owner, wide) / lengths[:, None]
 
 
-def matched_gaussian(points: Float[Tensor, "n d"], *, generator: torch.Generator) -> Float[Tensor, "n d"]:
-    """A draw of n Gaussian points with exactly the mean and the covariance of `points`, float64; see the top of this file.
+@dataclass(frozen=True, eq=False)
+class MatchedGaussian:
+    """Gaussian clouds with exactly the mean and the covariance of one cloud; see the top of this file. Made by `of`."""
 
-    Time n d min(n, d). Raises ConfigError for fewer than 2 rows and for NaN or Inf.
-    """
-    require_points(points, minimum=2, argument="points", where="matched_gaussian")
-    wide = points.detach().double()
-    mean = wide.mean(dim=0)
-    _, singular, axes = torch.linalg.svd(wide - mean, full_matrices=False)
-    return mean + recoloured(len(points), singular, axes, generator=generator)
+    mean: Float[Tensor, " d"]
+    """Mean of the cloud."""
+    roots: Float[Tensor, "r d"]
+    """S V^T: its rows are the principal axes, each as long as its singular value."""
+    n: int
+    """Number of points."""
 
+    @classmethod
+    def of(cls, points: Float[Tensor, "n d"]) -> "MatchedGaussian":
+        """For the rows of `points`. Time n d min(n, d). Raises ConfigError for fewer than 2 rows and for NaN or Inf."""
+        require_points(points, minimum=2, argument="points", where="MatchedGaussian")
+        wide = points.detach().double()
+        n, d = wide.shape
+        mean = wide.mean(dim=0)
+        centred = wide - mean
+        if n > d:
+            squares, axes = torch.linalg.eigh(centred.T @ centred)
+            singular, axes = squares.clamp(min=0).sqrt(), axes.T
+        else:
+            _, singular, axes = torch.linalg.svd(centred, full_matrices=False)
+        kept = singular > max(n, d) * torch.finfo(torch.float64).eps ** (0.5 if n > d else 1.0) * singular.max()
+        if n <= d:
+            kept[n - 1 :] = False  # centred rows have at most n - 1 dimensions
+        return cls(mean=mean, roots=singular[kept, None] * axes[kept], n=n)
 
-def recoloured(n: int, singular: Float[Tensor, " r"], axes: Float[Tensor, "r d"], *, generator: torch.Generator) -> Float[Tensor, "n d"]:
-    """Q S V^T of the top of this file, for a decomposition that is at hand. Singular values from rank n - 1 on are left out."""
-    kept = singular > max(n, axes.shape[1]) * torch.finfo(torch.float64).eps * singular.amax().clamp(min=torch.finfo(torch.float64).tiny)
-    kept[n - 1 :] = False
-    if not kept.any():
-        return axes.new_zeros(n, axes.shape[1])
-    normal = torch.randn(n, int(kept.sum()), generator=generator, dtype=torch.float64, device=generator.device).to(axes.device)
-    q, upper = torch.linalg.qr(normal - normal.mean(dim=0))
-    q = q * upper.diagonal().sign()  # uniform only with the signs that make R's diagonal positive
-    return (q * singular[kept]) @ axes[kept]
+    def draw(self, generator: torch.Generator) -> Float[Tensor, "n d"]:
+        """One cloud, float64. Time n d r."""
+        rank = len(self.roots)
+        if rank == 0:
+            return self.mean.expand(self.n, -1).clone()
+        normal = torch.randn(self.n, rank, generator=generator, dtype=torch.float64, device=generator.device).to(self.mean.device)
+        normal = normal - normal.mean(dim=0)
+        if self.n > 2 * rank:  # Q R = normal with R^T R = normal^T normal: well conditioned
+            upper = torch.linalg.cholesky(normal.T @ normal, upper=True)
+            return self.mean + normal @ torch.linalg.solve_triangular(upper, self.roots, upper=True)
+        q, upper = torch.linalg.qr(normal)
+        return self.mean + (q * upper.diagonal().sign()) @ self.roots  # uniform only with the signs that make R's diagonal positive
 
 
 def _unit(values: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows d"]:

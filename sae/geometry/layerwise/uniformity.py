@@ -113,8 +113,10 @@ def wasserstein_uniformity(points: Float[Tensor, "n d"]) -> float:
     rows = unit_rows(points.double(), minimum=1, argument="points", where="wasserstein_uniformity")
     n, d = rows.shape
     mean = rows.mean(dim=0)
-    roots = torch.linalg.svdvals(rows - mean) / n**0.5
-    squared = mean.square().sum() + 1 + roots.square().sum() - 2 / d**0.5 * roots.sum()
+    centred = rows - mean
+    values = torch.linalg.eigvalsh(centred @ centred.T if n < d else centred.T @ centred) / n
+    values = values.where(values > max(n, d) * torch.finfo(torch.float64).eps * values[-1], 0)
+    squared = mean.square().sum() + 1 + values.sum() - 2 / d**0.5 * values.sqrt().sum()
     return -squared.clamp(min=0).sqrt().item()
 
 

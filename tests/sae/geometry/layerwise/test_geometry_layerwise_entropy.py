@@ -10,9 +10,9 @@ from universal import Measure, check, check_calibrated
 
 from sae.errors import ConfigError
 from sae.geometry.layerwise import (
+    MatchedGaussian,
     compare_matrix_entropy,
     compare_prompt_entropy,
-    matched_gaussian,
     matrix_entropy,
     pooled_tokens,
     prompt_entropies,
@@ -140,13 +140,15 @@ def test_pooling_is_the_mean_of_the_tokens_and_centring_before_it_removes_the_me
     assert (found[1] == 0).all()
 
 
-@pytest.mark.parametrize(("n", "d"), [(40, 6), (6, 40), (9, 8)])
+@pytest.mark.parametrize(("n", "d"), [(40, 6), (6, 40), (9, 8), (8, 8)])
 def test_matched_gaussian_has_exactly_the_mean_and_covariance_of_the_points(n, d):
     points = gaussian(n, d, seed=n) @ gaussian(d, d, seed=d) + 3
-    drawn = matched_gaussian(points, generator=torch.Generator().manual_seed(0))
+    drawn = MatchedGaussian.of(points).draw(torch.Generator().manual_seed(0))
     torch.testing.assert_close(drawn.mean(0), points.mean(0))
     torch.testing.assert_close(drawn.T.cov(), points.T.cov())
-    assert (drawn - points).norm() > 0.5 * points.norm() / d
+    assert (drawn - points).norm() > 0.5 * (points - points.mean(0)).norm()
+    flat = MatchedGaussian.of(torch.full((5, 3), 0.1)).draw(torch.Generator())
+    torch.testing.assert_close(flat, torch.full((5, 3), 0.1).double())
 
 
 def test_unit_rows_of_a_bimodal_cloud_stand_out_and_those_of_a_gaussian_do_not():
@@ -239,9 +241,9 @@ def test_every_entropy_has_the_properties_of_its_definition(measure):
         (lambda: compare_matrix_entropy(gaussian(5, 3), null="wishart", n_null=3, generator=torch.Generator()), "null must be"),
         (
             lambda: compare_prompt_entropy(gaussian(5, 3), torch.tensor([5]), null="order", n_null=3, generator=torch.Generator()),
-            "null must be one of",
+            "null must be",
         ),
-        (lambda: matched_gaussian(gaussian(1, 3), generator=torch.Generator()), "at least 2 rows"),
+        (lambda: MatchedGaussian.of(gaussian(1, 3)), "at least 2 rows"),
     ],
 )
 def test_bad_input_to_entropies_is_refused_by_name(call, message, unchecked):
