@@ -11,6 +11,8 @@ from sae.evaluation.batteries.measures.frame import FRAME
 from sae.evaluation.batteries.measures.layers import LAYERS
 from sae.evaluation.batteries.measures.pair_codes import ACTIVATION_MATCHING, UNIVERSALITY
 from sae.evaluation.batteries.measures.pairs import MATCHING, SPLITTING
+from sae.evaluation.batteries.measures.quality import LAYER_QUALITY
+from sae.evaluation.batteries.measures.stitches import STITCHING
 
 ALL = (
     Battery("atoms", "Atoms", "a dictionary's atoms", (COHERENCE, NEAREST, FRAME, CLUSTERS)),
