@@ -111,6 +111,40 @@ def coactivated_babel(
     return CoactivatedBabel(values=total / n_samples, n_samples=n_samples)
 
 
+def class_babel(
+    atoms: Float[Tensor, "n_atoms d_in"],
+    indices: Int[Tensor, "n k_max"],
+    counts: Int[Tensor, " n"],
+    labels: Int[Tensor, " n"],
+    *,
+    max_order: int,
+    min_share: float = 0.0,
+) -> Float[Tensor, "n_classes max_order"]:
+    """The local Babel function of each class c = 0..max(labels): mu_1(r) of the atoms that fire for it (float64); NaN where it has r or fewer.
+
+    An atom belongs to a class if it fires in more than `min_share` of the class's rows, and at least once. A dictionary may be coherent as a
+    whole and incoherent among the atoms that one kind of input needs, which is when pursuit still finds them. Errors as `babel` for the
+    atoms; also labels below 0 or not one a row, latents out of range, max_order < 1, and min_share outside [0, 1).
+    """
+    rows = unit_rows(atoms, minimum=2, argument="atoms", where="class_babel")
+    if len(labels) != len(indices) or len(counts) != len(indices) or len(labels) == 0 or int(labels.min()) < 0:
+        raise ConfigError(f"labels must be one number >= 0 for each of the {len(indices)} rows, got {len(labels)} (class_babel)")
+    if not 0 <= min_share < 1 or max_order < 1:
+        raise ConfigError(f"min_share must be in [0, 1) and max_order at least 1, got {min_share} and {max_order} (class_babel)")
+    used = torch.arange(indices.shape[1], device=indices.device) < counts[:, None]
+    if bool((used & ((indices < 0) | (indices >= len(rows)))).any()):
+        raise ConfigError(f"indices must be in 0..n_atoms-1={len(rows) - 1}; the codes must be of this dictionary (class_babel)")
+    curves = torch.full((int(labels.max()) + 1, max_order), torch.nan, dtype=torch.float64, device=rows.device)
+    for c in labels.unique().tolist():
+        of_class = labels == c
+        fired = indices[of_class][used[of_class]].long().bincount(minlength=len(rows))
+        members = rows[(fired > min_share * int(of_class.sum())).to(rows.device)]
+        order = min(max_order, len(members) - 1)
+        if order >= 1:
+            curves[c, :order] = babel(members, max_order=order)
+    return curves
+
+
 def _require_supports(indices: Int[Tensor, "n k_max"], counts: Int[Tensor, " n"], *, n_atoms: int, max_order: int) -> None:
     where = "coactivated_babel"
     n, n_slots = indices.shape
@@ -130,22 +164,60 @@ def _require_supports(indices: Int[Tensor, "n k_max"], counts: Int[Tensor, " n"]
         raise ConfigError(f"indices must name a latent once per row, got a repeat in row {first}: merge codes first ({where})")
 
 
-def compare_coherence(atoms: Float[Tensor, "n_atoms d_in"], *, n_null: int, generator: torch.Generator) -> NullStatistic:
-    """Mutual coherence against dictionaries of as many independent uniform directions; costs n_null + 1 passes.
+def null_directions(
+    atoms: Float[Tensor, "n_atoms d_in"], *, null: Literal["directions", "covariance"], generator: torch.Generator
+) -> Float[Tensor, "n_atoms d_in"]:
+    """As many unit rows without the structure of `atoms`, in float32 or wider.
 
-    Errors as `babel`, and n_null < 2.
+    "directions": independent and uniform. "covariance": Gaussian with the mean and the covariance of the unit atoms, then normalised, so that
+    the dictionary's common direction and its flat axes stay; what is left to find are atoms that are near one another for another reason.
+    Raises ConfigError for another `null`, a zero or non-finite atom, and fewer than 2 atoms.
+    """
+    if null not in ("directions", "covariance"):
+        raise ConfigError(f"null must be 'directions' or 'covariance', got {null!r} (null_directions)")
+    rows = unit_rows(atoms, minimum=2, argument="atoms", where="null_directions")
+    if null == "directions":
+        return random_directions(len(rows), rows, generator=generator)
+    mean = rows.double().mean(dim=0)
+    second = torch.zeros(rows.shape[1], rows.shape[1], dtype=torch.float64, device=rows.device)
+    for block in row_blocks(len(rows), rows.shape[1], BLOCK_ELEMENTS, where="null_directions"):
+        second += rows[block].double().T @ rows[block].double()
+    values, axes = torch.linalg.eigh(second / len(rows) - mean[:, None] * mean)
+    root = ((axes * values.clamp(min=0).sqrt()) @ axes.T).to(rows.dtype)
+    normal = torch.randn(len(rows), rows.shape[1], generator=generator, dtype=rows.dtype, device=generator.device).to(rows.device)
+    drawn = mean.to(rows.dtype) + normal @ root
+    return drawn / drawn.norm(dim=1, keepdim=True)
+
+
+def compare_coherence(
+    atoms: Float[Tensor, "n_atoms d_in"],
+    *,
+    n_null: int,
+    generator: torch.Generator,
+    null: Literal["directions", "covariance"] = "directions",
+) -> NullStatistic:
+    """Mutual coherence against dictionaries without structure; see `null_directions` for the two nulls. n_null + 1 passes.
+
+    Errors as `babel` and `null_directions`, and n_null < 2.
     """
     value = mutual_coherence(atoms)
-    return compare(value, [mutual_coherence(random_directions(len(atoms), atoms, generator=generator)) for _ in range(n_null)])
+    return compare(value, [mutual_coherence(null_directions(atoms, null=null, generator=generator)) for _ in range(n_null)])
 
 
-def compare_babel(atoms: Float[Tensor, "n_atoms d_in"], *, max_order: int, n_null: int, generator: torch.Generator) -> NullCurve:
-    """Babel function against dictionaries of as many independent uniform directions; costs n_null + 1 passes.
+def compare_babel(
+    atoms: Float[Tensor, "n_atoms d_in"],
+    *,
+    max_order: int,
+    n_null: int,
+    generator: torch.Generator,
+    null: Literal["directions", "covariance"] = "directions",
+) -> NullCurve:
+    """Babel function against dictionaries without structure; see `null_directions` for the two nulls. n_null + 1 passes.
 
-    Errors as `babel`, and n_null < 2.
+    Errors as `babel` and `null_directions`, and n_null < 2.
     """
     values = babel(atoms, max_order=max_order)
-    draws = [babel(random_directions(len(atoms), atoms, generator=generator), max_order=max_order) for _ in range(n_null)]
+    draws = [babel(null_directions(atoms, null=null, generator=generator), max_order=max_order) for _ in range(n_null)]
     return compare_curve(values, draws)
 
 
