@@ -11,9 +11,9 @@ JMLR 13, equation 5), which for a linear kernel of rows whose mean is zero, with
 
     HSIC_u = [ ||X^T Y||_F^2 - m/(m-2) sum_i s_i t_i + (sum_i s_i)(sum_i t_i) / ((m-1)(m-2)) ] / (m (m-3)).
 
-||X^T Y||_F^2 costs min(n p q, n^2 (p + q)) and no n x n matrix. HSIC_u is the inner product of the two U-centred kernels (Szekely & Rizzo
-2014, Annals of Statistics 42): HSIC_u(K, K) >= 0 and |CKA| <= 1 hold for it exactly. It is zero only for a kernel that is a_i + a_j off its
-diagonal (all rows equal, or all but one), which is an error here. CKA itself may be negative.
+||X^T Y||_F^2 costs n p q and no n x n matrix; rows wider than their number are turned into n columns first. HSIC_u is the inner product of the
+two U-centred kernels (Szekely & Rizzo 2014, Annals of Statistics 42): HSIC_u(K, K) >= 0 and |CKA| <= 1 hold for it exactly. It is zero only for
+a kernel that is a_i + a_j off its diagonal (all rows equal, or all but one), which is an error here. CKA itself may be negative.
 """
 
 from collections.abc import Iterable
@@ -25,7 +25,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae.errors import ConfigError
-from sae.geometry.representations.stimuli import RepresentationMeasure, centred_rows, require_same_stimuli, varying_rows
+from sae.geometry.representations.stimuli import RepresentationMeasure, centred_rows, narrowed, require_same_stimuli, varying_rows
 from sae.geometry.rows import BLOCK_ELEMENTS, row_blocks
 
 Estimator = Literal["unbiased", "biased"]
@@ -58,8 +58,8 @@ class Cka(RepresentationMeasure):
     """Largest number of entries of a product held at once."""
 
     def prepare(self, x: Float[Tensor, "n d"]) -> PreparedKernel:
-        """Centred rows and HSIC(K, K), in min(n d^2, n^2 d)."""
-        rows = varying_rows(x, minimum=_minimum(self.estimator), where="Cka")
+        """Centred rows in r = min(n, d) columns, and HSIC(K, K), in n d r. A score then costs n r_x r_y."""
+        rows = narrowed(varying_rows(x, minimum=_minimum(self.estimator), where="Cka"))
         squares = rows.square().sum(dim=1)
         own = _linear_hsic(rows, rows, squares, squares, self)
         return PreparedKernel(rows=rows, squares=squares, sums=-squares, gamma=0.0, self_hsic=_positive(own, 1.0, "Cka"))
@@ -141,7 +141,7 @@ def minibatch_cka(batches: Iterable[tuple[Tensor, Tensor]], *, estimator: Estima
     terms = []
     for x, y in batches:
         require_same_stimuli(x, y, where="minibatch_cka")
-        left, right = (centred_rows(each, minimum=minimum, where="minibatch_cka") for each in (x, y))
+        left, right = (narrowed(centred_rows(each, minimum=minimum, where="minibatch_cka")) for each in (x, y))
         s, t = left.square().sum(dim=1), right.square().sum(dim=1)
         pairs = ((left, right, s, t), (left, left, s, s), (right, right, t, t))
         terms.append([_linear_hsic(*pair, measure) for pair in pairs])
@@ -194,13 +194,9 @@ def _linear_hsic(x: Tensor, y: Tensor, s: Tensor, t: Tensor, measure: Cka) -> fl
 
 
 def _cross_norm(x: Tensor, y: Tensor, block_elements: int) -> float:
-    """||X^T Y||_F^2 through the p x q or through the n x n product, whichever is cheaper, in blocks."""
-    (n, p), q = x.shape, y.shape[1]
-    if p * q <= n * (p + q):
-        blocks = row_blocks(p, q, block_elements, where="cka")
-        return sum(float((x[:, block].T @ y).square().sum()) for block in blocks)
-    blocks = row_blocks(n, n, block_elements, where="cka")
-    return sum(float(((x[block] @ x.T) * (y[block] @ y.T)).sum()) for block in blocks)
+    """||X^T Y||_F^2, in blocks of columns."""
+    blocks = row_blocks(x.shape[1], y.shape[1], block_elements, where="cka")
+    return sum(float((x[:, block].T @ y).square().sum()) for block in blocks)
 
 
 def _rbf_block(kernel: PreparedKernel, block: slice) -> Tensor:

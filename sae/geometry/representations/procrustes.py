@@ -24,7 +24,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae.errors import ConfigError
-from sae.geometry.representations.stimuli import RepresentationMeasure, centred_rows, require_same_stimuli, varying_rows
+from sae.geometry.representations.stimuli import RepresentationMeasure, centred_rows, narrowed, require_same_stimuli, varying_rows
 
 Kind = Literal["angular", "euclidean"]
 
@@ -80,7 +80,7 @@ class HeldOutProcrustes(RepresentationMeasure):
         if not 2 <= self.n_folds <= len(x) // 2:
             raise ConfigError(f"n_folds must be in 2..n/2={len(x) // 2}, got {self.n_folds}; take more stimuli (HeldOutProcrustes)")
         rows = varying_rows(x, minimum=4, where="HeldOutProcrustes")
-        return rows if rows.shape[1] <= len(rows) else torch.linalg.qr(rows.T).R.T
+        return narrowed(rows)
 
     def score(self, first: Tensor, second: Tensor, order: Int[Tensor, " n"] | None = None) -> float:
         """Held-out cosine, the rows of `second` taken in `order`."""

@@ -70,6 +70,11 @@ def varying_rows(x: Float[Tensor, "n d"], *, minimum: int, where: str) -> Float[
     return rows / rows.square().sum(dim=1).mean().sqrt()
 
 
+def narrowed(rows: Float[Tensor, "n d"]) -> Float[Tensor, "n r"]:
+    """The same rows up to a rotation, in min(n, d) columns: all inner products stay."""
+    return rows if rows.shape[1] <= len(rows) else torch.linalg.qr(rows.T).R.T
+
+
 def stimulus_orders(n: int, n_null: int, *, generator: torch.Generator) -> Iterator[Int[Tensor, " n"]]:
     """`n_null` independent uniform permutations of n stimuli, on the generator's device. Raises ConfigError unless n_null >= 2."""
     if n_null < 2:

@@ -54,7 +54,7 @@ def rbf_gram(x, bandwidth):
 
 @pytest.mark.parametrize("estimator", ["unbiased", "biased"])
 @pytest.mark.parametrize(("n", "p", "q"), [(60, 8, 6), (20, 70, 5), (15, 40, 90), (4, 3, 2)])
-def test_linear_cka_is_its_definition_with_full_kernels_whichever_product_is_cheaper(estimator, n, p, q):
+def test_linear_cka_is_its_definition_with_full_kernels_for_any_widths(estimator, n, p, q):
     x, y = normal(n, p, 1) + 2, normal(n, q, 2) - 1
     y[:, : min(p, q)] += x[:, : min(p, q)]
     assert cka(x, y, estimator=estimator) == pytest.approx(slow_cka(x @ x.T, y @ y.T, estimator), abs=1e-10)
