@@ -139,7 +139,7 @@ def meta_dictionary(
 def pursued_shares(
     atoms: Float[Tensor, "n_atoms d_in"],
     meta_atoms: Float[Tensor, "d_meta d_in"],
-    plain_atoms: Float[Tensor, "d_plain d_in"],
+    plain_atoms: Float[Tensor, "d_plain d_other"],
     *,
     k: int = 4,
 ) -> PursuedShares:

@@ -7,7 +7,7 @@
 
 Bricken et al. 2023 ("Towards Monosemanticity", section on feature splitting); the hierarchy by nearest atoms is that of O'Neill et al. 2024
 (2408.00657). Every atom has a nearest atom, related or not: pairs below a cosine of `minimum` have no parent (-1), and the consistency is read
-against middle atoms whose parents are permuted.
+against that by way of dictionaries without relation.
 """
 
 from dataclasses import dataclass
@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae.errors import ConfigError
+from sae.geometry.atoms.null_dictionaries import NullKind, null_dictionary
 from sae.geometry.nulls import NullStatistic, compare
 from sae.geometry.rows import BLOCK_ELEMENTS
 from sae.geometry.similarity import nearest_atoms_to
@@ -57,7 +58,7 @@ class PathConsistency:
     jaccards: Float[Tensor, " n_small"]
     """Jaccard index of each small atom's descendants by the two ways, float64; nan where it has none by either."""
     mean: NullStatistic
-    """Their mean, beside that of middle atoms with permuted parents."""
+    """Their mean, beside that by way of null dictionaries."""
     agreeing: float
     """Share of large atoms with a parent by both ways whose parents are the same."""
 
@@ -95,27 +96,32 @@ def path_consistency(
     large: Float[Tensor, "n_large d_in"],
     *,
     minimum: float = -1.0,
-    n_null: int = 99,
+    null: NullKind = "covariance",
+    n_null: int = 19,
     generator: torch.Generator,
 ) -> PathConsistency:
     """Whether small -> middle -> large is the hierarchy small -> large: Jaccard index of every small atom's descendants by both ways.
 
-    The null permutes the parents of the middle atoms, so it keeps how many children each has. Errors as `splitting`; ConfigError too where
-    no large atom has a parent.
+    The null puts null dictionaries in the middle (`null_dictionary`) and searches anew: what is near to what is near is itself a little near,
+    also for directions without relation. Errors as `splitting`; ConfigError too where no large atom has a parent.
     """
-    upper, lower = splitting(small, middle, minimum=minimum).parents, splitting(middle, large, minimum=minimum).parents
     direct = splitting(small, large, minimum=minimum).parents
-    via = composed(lower, upper)
+    via = _via(small, middle, large, minimum)
     jaccards = _jaccards(via, direct, len(small))
     if bool(jaccards.isnan().all()):
         raise ConfigError(f"some large atom must have a parent, none has a cosine of {minimum}; lower minimum (path_consistency)")
     draws = []
     for _ in range(n_null):
-        permuted = upper[torch.randperm(len(upper), generator=generator).to(upper.device)]
-        draws.append(float(_jaccards(composed(lower, permuted), direct, len(small)).nanmean()))
+        drawn = _jaccards(_via(small, null_dictionary(middle, null, generator=generator), large, minimum), direct, len(small))
+        draws.append(float(drawn.nanmean()) if not bool(drawn.isnan().all()) else 0.0)
     both = (via >= 0) & (direct >= 0)
     agreeing = float((via == direct)[both].double().mean()) if bool(both.any()) else float("nan")
     return PathConsistency(jaccards, compare(float(jaccards.nanmean()), draws), agreeing)
+
+
+def _via(small: Tensor, middle: Tensor, large: Tensor, minimum: float) -> Tensor:
+    lower, upper = splitting(middle, large, minimum=minimum).parents, splitting(small, middle, minimum=minimum).parents
+    return composed(lower, upper)
 
 
 def _jaccards(via: Tensor, direct: Tensor, n_small: int) -> Tensor:

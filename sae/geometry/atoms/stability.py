@@ -22,8 +22,8 @@ from sae.geometry.atoms.assignment import Pairs
 class StabilityByFrequency:
     """Shares of latents found again, by how often they fire."""
 
-    edges: Float[Tensor, " n_bins+1"]
-    """Edges of the bins of the firing frequency, float64; a bin holds its upper edge, the first one both."""
+    edges: Float[Tensor, " n_edges"]
+    """The n_bins + 1 edges of the bins of the firing frequency, float64; a bin holds its upper edge, the first one both."""
     counts: Int[Tensor, " n_bins"]
     """Latents per bin."""
     shares: Float[Tensor, " n_bins"]

@@ -169,7 +169,7 @@ def stitching_plan(
 
 
 def stitching_curve(
-    small: Latents, large: Latents, batches: Iterable[Float[Tensor, "rows d_in"]], plan: Sequence[Swap], *, interpolate_offset: bool = True
+    small: Latents, large: Latents, batches: Iterable[Float[Tensor, "_ d_in"]], plan: Sequence[Swap], *, interpolate_offset: bool = True
 ) -> StitchingCurve:
     """Error and L0 after every step of the plan, exactly, from one encode of both dictionaries.
 
@@ -190,7 +190,7 @@ def stitching_curve(
     return StitchingCurve(squares / n_rows, active / n_rows, n_latents, torch.arange(len(plan) + 1))
 
 
-def insertion_effects(small: Latents, large: Latents, batches: Iterable[Float[Tensor, "rows d_in"]]) -> Float[Tensor, " n_large"]:
+def insertion_effects(small: Latents, large: Latents, batches: Iterable[Float[Tensor, "_ d_in"]]) -> Float[Tensor, " n_large"]:
     """Delta MSE of adding each latent of the large dictionary alone to the whole small one; negative where it helps; float64.
 
     Raises ConfigError for no rows and rows that are not finite.

@@ -148,7 +148,9 @@ def all_pairs(m, n_a=None, n_b=None):
 
 def test_rotated_decoders_of_another_width_are_universal_and_unrelated_ones_are_not():
     generator = seeded(6)
-    a = random_directions(400, torch.zeros(1, 24, dtype=torch.float64), generator=generator) * torch.logspace(0, -1, 24, dtype=torch.float64)
+    a = random_directions(400, torch.zeros(1, 24, dtype=torch.float64), generator=generator) * torch.logspace(
+        0, -1, 24, dtype=torch.float64
+    )
     wider = torch.cat([a @ random_rotation(24, generator=generator), torch.zeros(400, 8, dtype=torch.float64)], dim=1)
     turned = wider @ random_rotation(32, generator=generator)
     same = universality(a, turned, all_pairs(400), n_null=39, generator=generator)

@@ -47,7 +47,9 @@ def test_correlations_are_pearson_of_the_dense_codes_however_they_come_in(size, 
 
 
 def test_a_latent_that_fills_several_slots_has_their_sum():
-    twice = SparseCodes(torch.tensor([[0, 0], [1, 0], [0, 1]]), torch.tensor([[1.0, 2.0], [1.0, 0.5], [0.3, 0.1]]), torch.tensor([2, 2, 2]), 2)
+    twice = SparseCodes(
+        torch.tensor([[0, 0], [1, 0], [0, 1]]), torch.tensor([[1.0, 2.0], [1.0, 0.5], [0.3, 0.1]]), torch.tensor([2, 2, 2]), 2
+    )
     other = of_dense(torch.tensor([[1.0], [0.0], [2.0]]))
     np.testing.assert_allclose(code_moments([(twice, other)]).block(slice(0, 2)).numpy(), pearson(twice, other), atol=1e-12)
 
@@ -147,7 +149,9 @@ def test_agreement_token_by_token_stands_out_and_agreement_by_document_does_not(
     topics = (torch.rand(n_documents, f, generator=generator) < 0.4)[documents]
 
     def by_topic():  # active at random tokens of the documents that are about it
-        return of_dense(topics * (torch.rand(len(documents), f, generator=generator) < 0.5) * torch.rand(len(documents), f, generator=generator))
+        return of_dense(
+            topics * (torch.rand(len(documents), f, generator=generator) < 0.5) * torch.rand(len(documents), f, generator=generator)
+        )
 
     a, b = by_topic(), by_topic()
     options = {"n_null": 19, "generator": generator}
@@ -182,7 +186,10 @@ def test_p_values_of_unrelated_codes_are_uniform():
         (lambda: shifted_tokens(torch.zeros(5, dtype=torch.long), "between", generator=seeded()), "use 'within'"),
         (lambda: shifted_tokens(torch.arange(5), "within", generator=seeded()), "use 'between'"),
         (lambda: compare_codes(random_codes(), random_codes(), torch.arange(3), generator=seeded()), "one row per token"),
-        (lambda: compare_codes(of_dense(torch.zeros(4, 2)), random_codes(n=4), torch.zeros(4, dtype=torch.long), generator=seeded()), "latent that varies"),
+        (
+            lambda: compare_codes(of_dense(torch.zeros(4, 2)), random_codes(n=4), torch.zeros(4, dtype=torch.long), generator=seeded()),
+            "latent that varies",
+        ),
     ],
 )
 def test_bad_input_is_refused_with_what_to_do(call, message):

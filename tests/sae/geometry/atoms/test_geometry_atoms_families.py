@@ -106,7 +106,9 @@ def test_forest_has_the_largest_weight_of_all_spanning_forests():
             if together[i, j] and phi > 0 and stats.poisson.sf(together[i, j] - 1, counts[i] * counts[j] / 3000) * n_pairs < 1:
                 graph.add_edge(i, j, weight=phi)
     expected = {frozenset(edge): data["weight"] for *edge, data in networkx.maximum_spanning_edges(graph)}
-    ours = dict(zip(map(frozenset, zip(result.parents.tolist(), result.children.tolist(), strict=True)), result.weights.tolist(), strict=True))
+    ours = dict(
+        zip(map(frozenset, zip(result.parents.tolist(), result.children.tolist(), strict=True)), result.weights.tolist(), strict=True)
+    )
     assert ours.keys() == expected.keys()
     assert ours == pytest.approx(expected)
     assert (firings.counts[result.parents] >= firings.counts[result.children]).all()

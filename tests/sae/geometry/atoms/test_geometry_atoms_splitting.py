@@ -40,7 +40,7 @@ def planted_tree(seed=0, d=64):
 
 
 def test_planted_children_find_their_parents_and_the_split_factor_is_their_number():
-    small, middle, large, upper, lower = planted_tree()
+    small, _, large, upper, lower = planted_tree()
     found = splitting(small, large)
     assert torch.equal(found.parents, upper[lower])
     assert found.counts.tolist() == [4] * 16
@@ -65,13 +65,13 @@ def test_parents_are_the_nearest_atoms_of_a_slow_search():
     torch.testing.assert_close(found.cosines.double(), cosines.max(dim=1).values, atol=1e-6, rtol=0)
 
 
-def test_a_tree_is_consistent_and_stands_out_from_permuted_parents():
+def test_a_tree_is_consistent_and_stands_out_from_middle_dictionaries_without_relation():
     small, middle, large, _, _ = planted_tree(2)
     found = path_consistency(small, middle, large, n_null=39, generator=seeded())
     assert found.jaccards.tolist() == [1] * 16
     assert found.agreeing == 1
     assert found.mean.p_greater == pytest.approx(1 / 40)
-    assert found.mean.null_mean < 0.3
+    assert found.mean.null_mean < 0.8  # their covariance alone already says much
 
 
 def test_consistency_is_the_jaccard_index_of_the_descendants_by_both_ways():
@@ -91,8 +91,8 @@ def test_consistency_is_the_jaccard_index_of_the_descendants_by_both_ways():
 def test_p_values_of_levels_without_relation_are_uniform():
     def p_value(seed):
         generator = seeded(seed)
-        small, middle, large = (torch.randn(n, 40, generator=generator) for n in (3, 40, 80))
-        return path_consistency(small, middle, large, n_null=9, generator=generator).mean.p_greater
+        small, middle, large = (torch.randn(n, 5, generator=generator) for n in (4, 15, 60))
+        return path_consistency(small, middle, large, null="random", n_null=9, generator=generator).mean.p_greater
 
     check_calibrated(p_value, n_draws=60)
 
