@@ -5,7 +5,9 @@ the stimuli in every layer of the second model,
 
     p = (1 + #{max_ab s(x_a, P y_b) >= max_ab s(x_a, y_b)}) / (1 + n_null)
 
-Comparing every pair with that distribution (Westfall & Young 1993, max-T) bounds the chance of a single false entry in the whole matrix.
+To say which single pairs stand out, each is compared with the largest of all pairs, too (Westfall & Young 1993, max-T), which bounds the chance
+of one false entry in the whole matrix. There every pair is first put on its own scale, z = (s - mean) / sd over the data and its shuffles: the
+bias of a measure grows with the width of a layer's spectrum, and would hide pairs of low bias behind pairs of high bias.
 """
 
 from collections.abc import Sequence
@@ -36,7 +38,8 @@ class LayerComparison:
     p_greater: Float[Tensor, "first second"]
     """p-value of each pair alone, not corrected for their number."""
     p_family: Float[Tensor, "first second"]
-    """p-value of each pair against the largest of all pairs: one false entry below alpha with probability at most alpha."""
+    """p-value of each pair against the largest z of all pairs: one false entry below alpha with probability at most alpha. Take 99 permutations or
+    more: with few of them, an entry that is far out widens its own scale."""
     maximum: NullStatistic
     """The largest pair, against the largest pair after each permutation."""
     best: tuple[int, int]
@@ -91,7 +94,7 @@ def compare_layers(
         null_sd=draws.std(dim=0),
         n_null=n_null,
         p_greater=(1 + (draws >= values).sum(dim=0)).double() / (1 + n_null),
-        p_family=(1 + (largest[:, None, None] >= values).sum(dim=0)).double() / (1 + n_null),
+        p_family=_family(values, draws, counted),
         maximum=compare(float(values.flatten()[place]), largest),
         best=divmod(place, values.shape[1]),
         calibrated=(values - mean) / (1 - mean),
@@ -117,3 +120,12 @@ def _scores(measure: RepresentationMeasure, a: list[Any], b: list[Any], order: T
             else:
                 scores[i, j] = measure.score(left, right, order)
     return scores
+
+
+def _family(values: Tensor, draws: Tensor, counted: Tensor) -> Tensor:
+    """max-T p-values. The data are among what mean and sd are taken over, as every shuffle is: all stay exchangeable under the null."""
+    together = torch.cat([values[None], draws])
+    spread = together.std(dim=0)
+    z = (together - together.mean(dim=0)) / torch.where(spread > 0, spread, torch.ones_like(spread))
+    largest = z[1:, counted].amax(dim=1)
+    return (1 + (largest[:, None, None] >= z[0]).sum(dim=0)).double() / (1 + len(draws))
