@@ -2,15 +2,18 @@
 
 from collections.abc import Callable, Iterator, Sequence
 
+from rich import box
+from rich.markup import escape
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from sae.cli.screen import NarrowingBar, console
 from sae.evaluation.batteries import BATTERIES, Done, Finding, Inputs, Results, Task
+from sae.inspection.format import number
 from sae.inspection.geometry_page import null_text, p_text, rule, value_cell
 
-WIDE, MIDDLE = 110, 76
-"""Columns from which on the table has all its columns, and all but two."""
+WIDE, MIDDLE, MOST = 110, 76, 6
+"""Columns from which on the table has all its columns, and all but two; subjects of a quantity up to which each has its line."""
 NEEDS = {
     "dictionary": "a dictionary",
     "other": "a second dictionary",
@@ -71,16 +74,43 @@ def _line(done: Done) -> str:
 def print_findings(results: Results) -> None:
     """The findings by measure, and the rule that says what stands out."""
     for group in results.groups:
-        table = Table(title=group.title, title_justify="left", expand=False, pad_edge=False)
+        table = Table(title=group.title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
         names = _columns()
         for name in names:
-            table.add_column(name, justify="left" if name == "quantity" else "right", no_wrap=False, overflow="fold")
-        for found in group.findings:
-            table.add_row(*(_cell(found, name) for name in names), style="bold" if found.stands_out == "yes" else None)
+            table.add_column(name, justify="left" if name == "quantity" else "right", overflow="fold")
+        for several in _by_quantity(group.findings):
+            if len(several) > MOST:
+                table.add_row(*(escape(_span(several, name)) for name in names))
+                continue
+            for found in several:
+                table.add_row(*(escape(_cell(found, name)) for name in names), style="bold" if found.stands_out == "yes" else None)
         console.print(table, highlight=False)
     for name, reason in results.left_out:
         console.print(f"left out: {name}: {reason}", highlight=False, soft_wrap=True, markup=False)
     console.print(rule(results), highlight=False, markup=False)
+
+
+def _by_quantity(findings: Sequence[Finding]) -> list[list[Finding]]:
+    found: dict[str, list[Finding]] = {}
+    for each in findings:
+        found.setdefault(each.name, []).append(each)
+    return list(found.values())
+
+
+def _span(several: Sequence[Finding], column: str) -> str:
+    """One line for a quantity of many sites: from the smallest to the largest."""
+    if column == "quantity":
+        return f"{several[0].name} · {len(several)} of them"
+    if column in ("stands out", "out"):
+        n_out = sum(found.stands_out == "yes" for found in several)
+        return several[0].stands_out if all(found.p is None for found in several) else f"{n_out} of {len(several)}"
+    by_value = sorted((found for found in several if found.value is not None), key=lambda found: found.value or 0.0)
+    if column == "value":
+        return f"{value_cell(by_value[0])} to {value_cell(by_value[-1])}" if by_value else "–"
+    if column == "null":
+        means = sorted(found.null_mean for found in several if found.null_mean is not None)
+        return f"{number(means[0])} to {number(means[-1])}" if means else "–"
+    return "–"
 
 
 def _columns() -> tuple[str, ...]:
@@ -90,10 +120,8 @@ def _columns() -> tuple[str, ...]:
 
 
 def _cell(found: Finding, column: str) -> str:
-    from rich.markup import escape
-
     if column == "quantity":
-        return escape(f"{found.name} · {found.subject}" if found.subject else found.name)
+        return f"{found.name} · {found.subject}" if found.subject else found.name
     cells = {
         "value": value_cell(found) or "–",
         "null": null_text(found, short=console.width < WIDE),
@@ -101,4 +129,4 @@ def _cell(found: Finding, column: str) -> str:
         "stands out": found.stands_out,
         "out": found.stands_out,
     }
-    return escape(cells[column])
+    return cells[column]

@@ -4,6 +4,7 @@ from sae.evaluation.batteries.measure import Battery, Measure
 from sae.evaluation.batteries.measures.clouds import ISOTROPY_MEASURE, SPECTRUM
 from sae.evaluation.batteries.measures.clusters import CLUSTERS, MULTIDIMENSIONAL
 from sae.evaluation.batteries.measures.codes import DENSITY, TOGETHER
+from sae.evaluation.batteries.measures.cooccurrence import COACTIVATION, LOBES
 from sae.evaluation.batteries.measures.cosines import COHERENCE, NEAREST
 from sae.evaluation.batteries.measures.dimensions import DIMENSION
 from sae.evaluation.batteries.measures.family import FAMILIES
@@ -16,7 +17,7 @@ from sae.evaluation.batteries.measures.stitches import STITCHING
 
 ALL = (
     Battery("atoms", "Atoms", "a dictionary's atoms", (COHERENCE, NEAREST, FRAME, CLUSTERS)),
-    Battery("codes", "Codes", "a dictionary's codes on a store", (DENSITY, TOGETHER, FAMILIES, MULTIDIMENSIONAL)),
+    Battery("codes", "Codes", "a dictionary's codes on a store", (DENSITY, TOGETHER, COACTIVATION, FAMILIES, LOBES, MULTIDIMENSIONAL)),
     Battery("activations", "Activations", "activations, site by site", (SPECTRUM, ISOTROPY_MEASURE, DIMENSION)),
     Battery("layers", "Layers", "the sites of a store beside each other", (LAYERS,)),
     Battery(

@@ -2,9 +2,8 @@
 
 from dataclasses import dataclass
 
-import torch
-
 from sae.dictionaries.codes import SparseCodes
+from sae.evaluation.batteries.dealing import dealt_anew
 from sae.evaluation.batteries.findings import Number, Quantity, of_null
 from sae.evaluation.batteries.inputs import Inputs
 from sae.evaluation.batteries.measure import Measure, Outcome
@@ -33,7 +32,7 @@ def feature_families(inputs: Inputs, config: FamiliesConfig) -> Outcome:
     firings = _firings(codes)
     found = families(firings)
     generator = inputs.generator("families")
-    draws = [families(_firings(_shuffled(codes, generator))) for _ in range(config.n_null)]
+    draws = [families(_firings(dealt_anew(codes, generator))) for _ in range(config.n_null)]
     alive = max(1, int((firings.counts > 0).sum()))
     q = {quantity.name: quantity for quantity in QUANTITIES}
     note = f"{len(codes):,} tokens, {alive:,} living latents"
@@ -50,18 +49,6 @@ def feature_families(inputs: Inputs, config: FamiliesConfig) -> Outcome:
 
 def _firings(codes: SparseCodes) -> CoFirings:
     return co_firings(codes[start : start + ROWS] for start in range(0, len(codes), ROWS))
-
-
-def _shuffled(codes: SparseCodes, generator: torch.Generator) -> SparseCodes:
-    """Every token keeps how many latents fire, every latent about how often it does: the slots are dealt anew over the tokens.
-
-    A latent that falls twice on one token counts there once.
-    """
-    active = codes.active()
-    slots = codes.indices[active]
-    indices = torch.zeros_like(codes.indices)
-    indices[active] = slots[torch.randperm(len(slots), generator=generator)]
-    return SparseCodes(indices, codes.values, codes.counts, codes.d_sae).merged()
 
 
 def _share(found: Families, alive: int) -> float:
