@@ -9,6 +9,7 @@ from sae.evaluation.batteries.measures.cosines import COHERENCE, NEAREST
 from sae.evaluation.batteries.measures.dimensions import DIMENSION
 from sae.evaluation.batteries.measures.family import FAMILIES
 from sae.evaluation.batteries.measures.frame import FRAME
+from sae.evaluation.batteries.measures.galaxies import CLUSTERING
 from sae.evaluation.batteries.measures.layers import LAYERS
 from sae.evaluation.batteries.measures.pair_codes import ACTIVATION_MATCHING, UNIVERSALITY
 from sae.evaluation.batteries.measures.pairs import MATCHING, SPLITTING
@@ -16,7 +17,7 @@ from sae.evaluation.batteries.measures.quality import LAYER_QUALITY
 from sae.evaluation.batteries.measures.stitches import STITCHING
 
 ALL = (
-    Battery("atoms", "Atoms", "a dictionary's atoms", (COHERENCE, NEAREST, FRAME, CLUSTERS)),
+    Battery("atoms", "Atoms", "a dictionary's atoms", (COHERENCE, NEAREST, FRAME, CLUSTERING, CLUSTERS)),
     Battery("codes", "Codes", "a dictionary's codes on a store", (DENSITY, TOGETHER, COACTIVATION, FAMILIES, LOBES, MULTIDIMENSIONAL)),
     Battery("activations", "Activations", "activations, site by site", (SPECTRUM, ISOTROPY_MEASURE, DIMENSION)),
     Battery("layers", "Layers", "the sites of a store beside each other", (LAYERS,)),

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
+from sae.evaluation.batteries.drawing import histogram, shared_edges
 from sae.evaluation.batteries.findings import Number, Quantity, benjamini_hochberg, of_null
 from sae.evaluation.batteries.inputs import Inputs
 from sae.evaluation.batteries.measure import Measure, Outcome
@@ -191,16 +192,14 @@ def _cosine_figure(found, d: int) -> Figure:
 
 def _nearest_figure(cosines: torch.Tensor, n: int, d: int, config: NearestConfig, generator: torch.Generator) -> Figure:
     draws = max_cosine_null(n - 1, d, n_null=max(2000, config.n_null), generator=generator)
-    low, high = min(cosines.min().item(), draws.min().item()), max(cosines.max().item(), draws.max().item())
-    edges = torch.linspace(low, high + 1e-9, 61, dtype=torch.float64)
-    shares = [torch.histogram(x.cpu(), edges).hist / len(x) for x in (cosines, draws)]
+    edges = shared_edges(cosines, draws)
     return Figure(
         "Cosine with the nearest atom",
         Axis("cosine"),
         Axis("share of atoms"),
         (
-            Series("atoms", tuple(edges.tolist()), tuple(shares[0].tolist()), mark="bars"),
-            Series("random directions", tuple(edges.tolist()), tuple(shares[1].tolist()), mark="bars", role="null"),
+            histogram("atoms", cosines, edges),
+            histogram("random directions", draws, edges, null=True),
         ),
         (Rule("x", cosines.mean().item(), f"mean {cosines.mean().item():.3f}"),),
         f"{n:,} atoms; dashed: the exact law of the largest of {n - 1:,} cosines with independent uniform directions of R^{d}.",

@@ -9,11 +9,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sae.evaluation.batteries.drawing import null_band
+from sae.evaluation.batteries.drawing import histogram, null_band, shared_edges
 from sae.evaluation.batteries.findings import Quantity, of_null
 from sae.evaluation.batteries.inputs import Inputs
 from sae.evaluation.batteries.measure import Measure, Outcome
 from sae.evaluation.figures import Axis, Figure, Rule, Series
+from sae.geometry.galaxy import eigenvalue_slope
 from sae.geometry.nulls import compare, random_directions
 from sae.geometry.rows import unit_rows
 from sae.geometry.spectrum import covariance_eigenvalues, effective_rank, participation_ratio
@@ -72,16 +73,8 @@ def _shape(rows: Float[Tensor, "n d"], config: FrameConfig) -> _Shape:
     }
     positive = int((eigenvalues > 0).sum())
     if positive >= config.first_rank + 2:
-        scalars["spectrum slope"] = _slope(eigenvalues[config.first_rank - 1 : min(config.last_rank, positive)], config.first_rank)
+        scalars["spectrum slope"] = eigenvalue_slope(eigenvalues, first=config.first_rank, last=min(config.last_rank, positive))
     return _Shape(eigenvalues, dimensionality, scalars)
-
-
-def _slope(values: Float[Tensor, " ranks"], first_rank: int) -> float:
-    """Minus the least-squares slope of log eigenvalue on log rank."""
-    x = torch.arange(first_rank, first_rank + len(values), dtype=torch.float64).log()
-    y = values.double().log()
-    x = x - x.mean()
-    return -((x @ y) / (x @ x)).item()
 
 
 def _spectrum_figure(found: _Shape, draws: list[_Shape]) -> Figure:
@@ -105,18 +98,16 @@ def _spectrum_figure(found: _Shape, draws: list[_Shape]) -> Figure:
 
 
 def _dimensionality_figure(found: _Shape, draw: _Shape, d: int) -> Figure:
-    low = min(found.dimensionality.min().item(), draw.dimensionality.min().item())
-    high = max(found.dimensionality.max().item(), draw.dimensionality.max().item())
-    edges = torch.linspace(low, high + 1e-9, 61, dtype=torch.float64)
-    shares = [(torch.histogram(x.cpu(), edges).hist / len(x)).tolist() for x in (found.dimensionality, draw.dimensionality)]
+    edges = shared_edges(found.dimensionality, draw.dimensionality)
+    low, high = float(edges[0]), float(edges[-1])
     even = d / len(found.dimensionality)
     return Figure(
         "Feature dimensionality",
         Axis("share of a dimension that an atom has, 1 / sum of squared cosines"),
         Axis("share of atoms"),
         (
-            Series("atoms", tuple(edges.tolist()), tuple(shares[0]), mark="bars"),
-            Series("random directions", tuple(edges.tolist()), tuple(shares[1]), mark="bars", role="null"),
+            histogram("atoms", found.dimensionality, edges),
+            histogram("random directions", draw.dimensionality, edges, null=True),
         ),
         (Rule("x", even, f"d / n = {even:.3g}"),) if low <= even <= high else (),
         "1 is an atom with a dimension of its own, 1/2 one of an antipodal pair, 2/5 one of a pentagon.",
