@@ -6,6 +6,7 @@ about 10 it is a lower bound, because no affordable N is dense in so many dimens
 """
 
 from dataclasses import dataclass
+from math import exp
 
 import torch
 from jaxtyping import Float
@@ -19,6 +20,9 @@ from sae.geometry.dimension.likelihood import LocalDimension, local_dimension, l
 from sae.geometry.dimension.linear import LinearDimension, LocalPca, linear_dimension, local_pca
 from sae.geometry.dimension.neighbours import NearestNeighbours, nearest_neighbours
 from sae.geometry.dimension.two_nn import FEWEST_POINTS, LOWER_BOUND_ABOVE, require_discard, two_nn_estimates
+
+MOST_QUARTERS = 20
+"""Random quarters behind the last point of the decimation curve."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,12 +40,12 @@ class DimensionConfig:
     discard: float = 0.1
     """Share of largest ratios that TwoNN's fit leaves out."""
     n_resamples: int = 100
-    """Random halves behind the intervals; also behind each point of the decimation curve."""
+    """Random halves behind the intervals and the decimation curve."""
     level: float = 0.95
     """Coverage that the intervals aim at."""
     n_references: int = 1024
     """Points that the correlation integral counts pairs from."""
-    n_anchors: int = 500
+    n_anchors: int = 256
     """Neighbourhoods of local PCA."""
 
 
@@ -119,7 +123,7 @@ def battery_of(
         raise ConfigError(f"k must be in 3..{found // 3}, a third of the {found} neighbours found, got {config.k} (battery)")
     k = min(config.k, n // 2 - 1)
     scales = gride_orders(min(found, n - 2))
-    two_nn, curve, (mle, unbiased) = _with_intervals(neighbours, scales, k, generator, config)
+    two_nn, curve, (mle, unbiased), log_radius = _with_intervals(neighbours, scales, k, generator, config)
     logs = log_distances(neighbours, (k,))
     return DimensionBattery(
         n_points=n,
@@ -142,7 +146,7 @@ def battery_of(
         local_pca=local_pca(neighbours, generator=generator, k=found, alpha=config.alpha, n_anchors=config.n_anchors),
         linear=linear_dimension(neighbours.points, alpha=config.alpha),
         local=local_dimension(neighbours, k=max(3, k)),
-        decimation=_decimation(neighbours, generator, config),
+        decimation=_decimation(neighbours, two_nn, log_radius, generator, config),
         radius=logs.at[k].mean().exp().item(),
         row_ids=neighbours.row_ids,
         config=config,
@@ -151,42 +155,43 @@ def battery_of(
 
 def _with_intervals(
     neighbours: NearestNeighbours, scales: tuple[int, ...], k: int, generator: torch.Generator, config: DimensionConfig
-) -> tuple[list[Estimate], GrideCurve, list[Estimate]]:
-    """TwoNN, GRIDE and maximum likelihood on the same halves."""
-    orders = tuple(sorted({1, 2, *scales, *(2 * n1 for n1 in scales)}))
+) -> tuple[list[Estimate], GrideCurve, list[Estimate], Estimate]:
+    """TwoNN, GRIDE, maximum likelihood and the mean of ln r_2, all on the same halves."""
+    orders = tuple(sorted({1, 2, k, *scales, *(2 * n1 for n1 in scales)}))
 
-    def ratios(logs: LogDistances) -> Float[Tensor, " estimators"]:
-        device = logs.sum_below.device
-        return torch.cat([torch.stack(two_nn_estimates(logs, discard=config.discard)), gride_estimates(logs, scales).to(device)])
-
-    def likelihood(logs: LogDistances) -> Float[Tensor, " estimators"]:
+    def estimators(logs: LogDistances) -> Float[Tensor, " estimators"]:
         sums = log_sums(logs)
-        return torch.stack([maximum_likelihood(sums, k=k), unbiased_mean(sums, k=k)])
+        first = torch.stack([*two_nn_estimates(logs, discard=config.discard), logs.at[2].mean()])
+        last = torch.stack([maximum_likelihood(sums, k=k), unbiased_mean(sums, k=k)])
+        return torch.cat([first.cpu(), last.cpu(), gride_estimates(logs, scales)])
 
-    seeds = torch.randint(2**62, (1,), generator=generator, device=generator.device).item()
-    settings = {"n_resamples": config.n_resamples, "level": config.level}
-    first = with_intervals(neighbours, orders, ratios, generator=torch.Generator().manual_seed(seeds), **settings)
-    second = with_intervals(neighbours, (k,), likelihood, generator=torch.Generator().manual_seed(seeds), **settings)
+    found = with_intervals(
+        neighbours, orders, estimators, k=k, generator=generator, n_resamples=config.n_resamples, level=config.level
+    )  # fmt: skip
     logs = log_distances(neighbours, orders)
     curve = GrideCurve(
         first_orders=scales,
-        estimates=tuple(first[2:]),
+        estimates=tuple(found[5:]),
         radii=tuple(logs.at[2 * n1].mean().exp().item() for n1 in scales),
-        plateau=plateau(scales, tuple(first[2:])),
+        plateau=plateau(scales, tuple(found[5:])),
     )
-    return first[:2], curve, second
+    return found[:2], curve, found[3:5], found[2]
 
 
-def _decimation(neighbours: NearestNeighbours, generator: torch.Generator, config: DimensionConfig) -> tuple[Decimated, ...]:
-    n = len(neighbours.points)
-    found = []
-    for share in (1, 2, 4):
-        size, values, radii = n // share, [], []
-        for _ in range(config.n_resamples if share > 1 else 1):
-            kept = random_part(n, size, generator, neighbours.points.device)
-            logs = log_distances_within(kept, neighbours, (1, 2))
-            values.append(torch.stack(two_nn_estimates(logs, discard=config.discard)))
-            radii.append(logs.at[2].mean())
-        ml, fit = torch.stack(values).mean(dim=0).tolist()
-        found.append(Decimated(n_points=size, ml=ml, fit=fit, radius=torch.stack(radii).mean().exp().item()))
-    return tuple(found)
+def _decimation(
+    neighbours: NearestNeighbours, two_nn: list[Estimate], log_radius: Estimate, generator: torch.Generator, config: DimensionConfig
+) -> tuple[Decimated, ...]:
+    """N and N/2 are known from the intervals; N/4 from as many random quarters, 20 at most."""
+    n, logs = len(neighbours.points), neighbours.distances.log()
+    quarters = []
+    for _ in range(min(config.n_resamples, MOST_QUARTERS)):
+        kept = random_part(n, n // 4, generator, neighbours.points.device)
+        within = log_distances_within(kept, neighbours, (1, 2), logs=logs)
+        quarters.append(torch.stack([*two_nn_estimates(within, discard=config.discard), within.at[2].mean()]))
+    of_quarters = torch.stack(quarters).mean(dim=0).tolist()
+    rows = (
+        (n, [each.value for each in (*two_nn, log_radius)]),
+        (n // 2, [each.at_half for each in (*two_nn, log_radius)]),
+        (n // 4, of_quarters),
+    )
+    return tuple(Decimated(n_points=size, ml=ml, fit=fit, radius=exp(radius)) for size, (ml, fit, radius) in rows)

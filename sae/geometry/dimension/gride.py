@@ -55,7 +55,7 @@ class GrideCurve:
 
 
 def gride(log_ratios: Float[Tensor, " n"], *, first_order: int, start: float | None = None) -> float:
-    """The D that maximises ln L for n1 = `first_order`, n2 = 2 n1, from ln mu of every point; to 1e-10 by Newton's method.
+    """The D that maximises ln L for n1 = `first_order`, n2 = 2 n1, from ln mu of every point, by Newton's method to about 1e-10.
 
     d ln L / dD falls and is convex, so Newton's steps from the left of its zero never pass it; a step that would leave the positive numbers
     is cut. `start` is a first guess. Raises ConfigError for n1 < 1, negative logarithms, and where no maximum below 10^7 exists (a grid).
@@ -80,7 +80,7 @@ def gride(log_ratios: Float[Tensor, " n"], *, first_order: int, start: float | N
             curvature -= middle * (L.square() * (1 - rising) / safe.square()).where(positive, 1 / D**2).sum().item()
         step = -slope / curvature
         D_next = max(D + step, D / 10)
-        if abs(D_next - D) <= 1e-10 * D:
+        if abs(D_next - D) <= 1e-6 * D:  # what is left is of the order of the square
             return D_next
         D = D_next
     raise AssertionError("Newton's method on a convex function did not converge")
@@ -95,7 +95,7 @@ def gride_orders(n_neighbours: int) -> tuple[int, ...]:
 
 
 def gride_estimates(logs: LogDistances, first_orders: tuple[int, ...]) -> Float[Tensor, " scales"]:
-    """`gride` at every scale; each starts from the last."""
+    """`gride` at every scale, on the CPU; each starts from the last."""
     found: list[float] = []
     for n1 in first_orders:
         found.append(gride(logs.at[2 * n1] - logs.at[n1], first_order=n1, start=found[-1] if found else None))

@@ -10,7 +10,7 @@ points.
 """
 
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import sqrt
 from typing import NamedTuple
@@ -43,55 +43,66 @@ class LogDistances:
     at: dict[int, Float[Tensor, " m"]]
     """ln r_j of every point, by order j."""
     sum_below: Float[Tensor, " m"]
-    """ln r_1 + ... + ln r_(k-1) of every point, k the largest order."""
-
-    @property
-    def largest(self) -> int:
-        """The largest order, k."""
-        return max(self.at)
+    """ln r_1 + ... + ln r_(k-1) of every point."""
+    k: int
+    """The order that the sum stops before; one of `at`."""
 
 
-def log_distances(neighbours: NearestNeighbours, orders: tuple[int, ...]) -> LogDistances:
-    """ln r_j of all points for the orders j. Raises ConfigError for an order outside 1..k of `neighbours`."""
-    k = neighbours.distances.shape[1]
-    if not orders or min(orders) < 1 or max(orders) > k:
-        raise ConfigError(f"orders must be in 1..{k}, the neighbours that were found, got {orders}; ask for more (log_distances)")
-    logs = neighbours.distances[:, : max(orders)].log()
-    return LogDistances(at={j: logs[:, j - 1].contiguous() for j in orders}, sum_below=logs[:, :-1].sum(dim=1))
+def log_distances(neighbours: NearestNeighbours, orders: tuple[int, ...], *, k: int | None = None) -> LogDistances:
+    """ln r_j of all points for the orders j, and the sum below order k (the largest, unless given).
+
+    Raises ConfigError for an order outside those of `neighbours`, and for k not among the orders.
+    """
+    orders, k = _require_orders(neighbours, orders, k)
+    logs = neighbours.distances[:, : orders[-1]].log()
+    return LogDistances(at={j: logs[:, j - 1].contiguous() for j in orders}, sum_below=logs[:, : k - 1].sum(dim=1), k=k)
 
 
-def log_distances_within(kept: Bool[Tensor, " n"], neighbours: NearestNeighbours, orders: tuple[int, ...]) -> LogDistances:
+def _require_orders(neighbours: NearestNeighbours, orders: tuple[int, ...], k: int | None) -> tuple[tuple[int, ...], int]:
+    found = neighbours.distances.shape[1]
+    if not orders or min(orders) < 1 or max(orders) > found or (k is not None and k not in orders):
+        got = f"{orders} and k={k}"
+        raise ConfigError(
+            f"orders must be in 1..{found}, the neighbours that were found, and hold k, got {got}; ask for more (log_distances)"
+        )
+    return tuple(sorted(set(orders))), max(orders) if k is None else k
+
+
+def log_distances_within(
+    kept: Bool[Tensor, " n"],
+    neighbours: NearestNeighbours,
+    orders: tuple[int, ...],
+    *,
+    k: int | None = None,
+    logs: Float[Tensor, "n found"] | None = None,
+) -> LogDistances:
     """ln r_j of the kept points among the kept points. Points with too few kept neighbours among those found are left out.
 
-    With K neighbours found and a share s kept, their number is binomial around s K: keep `orders` below s K - 6 sqrt(s (1 - s) K).
+    With K neighbours found and a share s kept, their number is binomial around s K: keep `orders` below s K - 6 sqrt(s (1 - s) K). `logs` are the
+    logarithms of the distances, where they are known already. Raises ConfigError as `log_distances`.
     """
-    orders = tuple(sorted(orders))
+    orders, k = _require_orders(neighbours, orders, k)
+    logs = neighbours.distances.log() if logs is None else logs
     if importlib.util.find_spec("numba") is not None and kept.device.type == "cpu":
         from sae.geometry.dimension.subset_loops import walk
 
         rows = kept.nonzero().flatten()
         found = torch.empty(len(orders) + 1, len(rows), dtype=torch.float64)
-        wanted = torch.tensor(orders)
-        walk(kept.numpy(), rows.numpy(), neighbours.distances.numpy(), neighbours.ids.numpy(), wanted.numpy(), found.numpy())
-        found = found[:, found[-2].isfinite()] if not found[-2].isfinite().all() else found
+        walk(kept.numpy(), rows.numpy(), logs.numpy(), neighbours.ids.numpy(), torch.tensor(orders).numpy(), k, found.numpy())
+        enough = found[-1].isfinite()
+        found = found if enough.all() else found[:, enough]
     else:
-        found = _walk(kept, neighbours, orders)
-    return LogDistances(at=dict(zip(orders, found[:-1], strict=True)), sum_below=found[-1])
+        found = _walk(kept, logs, neighbours.ids, orders, k)
+    return LogDistances(at=dict(zip(orders, found[:-1], strict=True)), sum_below=found[-1], k=k)
 
 
-def _walk(kept: Tensor, neighbours: NearestNeighbours, orders: tuple[int, ...]) -> Float[Tensor, "orders_and_sum m"]:
-    inside = kept[neighbours.ids[kept]]
+def _walk(kept: Tensor, logs: Tensor, ids: Tensor, orders: tuple[int, ...], k: int) -> Float[Tensor, "orders_and_sum m"]:
+    inside = kept[ids[kept]]
     rank = inside.long().cumsum(dim=1)
     enough = rank[:, -1] >= orders[-1]
-    inside, rank, logs = inside[enough], rank[enough], neighbours.distances[kept][enough].log()
-    rows = [logs.gather(1, (rank == j).long().argmax(dim=1, keepdim=True)).flatten() for j in orders]
-    return torch.stack([*rows, (logs * (inside & (rank < orders[-1]))).sum(dim=1)])
-
-
-def random_halves(n: int, n_resamples: int, generator: torch.Generator, device: torch.device) -> Iterator[Bool[Tensor, " n"]]:
-    """`n_resamples` masks of floor(n / 2) points each."""
-    for _ in range(n_resamples):
-        yield random_part(n, n // 2, generator, device)
+    inside, rank, own = inside[enough], rank[enough], logs[kept][enough]
+    rows = [own.gather(1, (rank == j).long().argmax(dim=1, keepdim=True)).flatten() for j in orders]
+    return torch.stack([*rows, (own * (inside & (rank < k))).sum(dim=1)])
 
 
 def random_part(n: int, size: int, generator: torch.Generator, device: torch.device) -> Bool[Tensor, " n"]:
@@ -106,16 +117,17 @@ def with_intervals(
     orders: tuple[int, ...],
     estimators: Callable[[LogDistances], Float[Tensor, " estimators"]],
     *,
+    k: int | None = None,
     generator: torch.Generator,
     n_resamples: int,
     level: float,
 ) -> list[Estimate]:
-    """Every component of `estimators`, a function of log distances of `orders`, with its interval of coverage `level`."""
+    """Every component of `estimators`, a function of log distances of `orders` (and their sum below k), with its interval of coverage `level`."""
     require_level(level, n_resamples, where="with_intervals")
-    n = len(neighbours.points)
-    whole = estimators(log_distances(neighbours, orders))
-    parts = random_halves(n, n_resamples, generator, whole.device)
-    halves = torch.stack([estimators(log_distances_within(kept, neighbours, orders)) for kept in parts])
+    n, logs = len(neighbours.points), neighbours.distances.log()
+    whole = estimators(log_distances(neighbours, orders, k=k))
+    parts = (random_part(n, n // 2, generator, logs.device) for _ in range(n_resamples))
+    halves = torch.stack([estimators(log_distances_within(kept, neighbours, orders, k=k, logs=logs)) for kept in parts])
     return intervals(whole, halves, shrink=sqrt((n // 2) / (n - n // 2)), level=level)
 
 

@@ -34,9 +34,8 @@ class LocalDimension:
 
 
 def log_sums(logs: LogDistances) -> Float[Tensor, " n"]:
-    """S_i with k = the largest order."""
-    k = logs.largest
-    return (k - 1) * logs.at[k] - logs.sum_below
+    """S_i of every point, from the k nearest."""
+    return (logs.k - 1) * logs.at[logs.k] - logs.sum_below
 
 
 def maximum_likelihood(sums: Float[Tensor, " n"], *, k: int) -> Float[Tensor, ""]:
