@@ -187,11 +187,11 @@ def bench_lobes(table: Table, quick: bool) -> None:
 
 
 def topics(n_blocks: int, n_latents: int, n_lobes: int) -> tuple[Firings, Tensor]:
-    """Blocks of one topic each; latents of it fire twice as often as elsewhere, rates log-uniform over 0.005..0.2; and topics of latents."""
+    """Blocks of one topic each; latents of it fire 20 times as often as elsewhere, rates log-uniform over 0.003..0.05; and topics of latents."""
     rng = np.random.default_rng(0)
     topic, of_block = rng.integers(0, n_lobes, n_latents), rng.integers(0, n_lobes, n_blocks)
-    rate = np.exp(rng.uniform(np.log(0.005), np.log(0.2), n_latents))
-    rows = [np.flatnonzero(rng.random(n_latents) < rate * np.where(topic == t, 2.0, 1.0)) for t in of_block]
+    rate = np.exp(rng.uniform(np.log(0.003), np.log(0.05), n_latents))
+    rows = [np.flatnonzero(rng.random(n_latents) < rate * np.where(topic == t, 20.0, 1.0)) for t in of_block]
     counts = torch.tensor([len(row) for row in rows])
     indices = torch.zeros(n_blocks, int(counts.max()), dtype=torch.int64)
     for t, row in enumerate(rows):
@@ -282,8 +282,7 @@ def bench_dimension(table: Table, quick: bool) -> None:
         return
     from bench_dimension import rows
 
-    for row in rows(quick):
-        table.add(row["name"], row["value"], row["unit"])
+    table.rows += rows(quick)
 
 
 def main() -> None:

@@ -38,11 +38,11 @@ DENSE_LATENTS = 16_384
 class Firings:
     """The 0/1 matrix X, by unit and by latent; 8 bytes a firing and 4 for the place of each within its unit."""
 
-    unit_starts: Int[Tensor, " n_units+1"]
+    unit_starts: Int[Tensor, " n_unit_starts"]
     """The latents of unit t are latent_ids[unit_starts[t] : unit_starts[t + 1]], ascending."""
     latent_ids: Int[Tensor, " n_firings"]
     """Latents, unit after unit; int32."""
-    latent_starts: Int[Tensor, " n_latents+1"]
+    latent_starts: Int[Tensor, " n_latent_starts"]
     """The units of latent j are unit_ids[latent_starts[j] : latent_starts[j + 1]], ascending."""
     unit_ids: Int[Tensor, " n_firings"]
     """Units, latent after latent; int32."""
@@ -76,7 +76,7 @@ class Firings:
 class Coactivation:
     """The pairs of latents that fire together, each once (i < j); 8 bytes a pair."""
 
-    starts: Int[Tensor, " n_latents+1"]
+    starts: Int[Tensor, " n_starts"]
     """The partners j > i of latent i are latent_ids[starts[i] : starts[i + 1]], ascending."""
     latent_ids: Int[Tensor, " n_pairs"]
     """Partners; int32."""

@@ -201,7 +201,8 @@ def compare_coherence(
     Errors as `babel` and `null_directions`, and n_null < 2.
     """
     value = mutual_coherence(atoms)
-    return compare(value, [mutual_coherence(null_directions(atoms, null=null, generator=generator)) for _ in range(n_null)])
+    draws = [mutual_coherence(null_directions(atoms, null=null, generator=generator)) for _ in range(n_null)]
+    return compare(value, torch.tensor(draws, dtype=torch.float64))
 
 
 def compare_babel(

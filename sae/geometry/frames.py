@@ -153,4 +153,4 @@ def _compare(atoms: Tensor, statistic, n_null: int, generator: torch.Generator, 
         drawn = torch.zeros_like(atoms, dtype=torch.promote_types(atoms.dtype, torch.float32))
         drawn[alive] = (null_directions(atoms[alive], null=null, generator=generator) * lengths[alive]).to(drawn.dtype)
         draws.append(statistic(drawn))
-    return compare(value, draws)
+    return compare(value, torch.tensor(draws, dtype=torch.float64))

@@ -38,11 +38,11 @@ class LobeSweep:
 
 def compare_agreement(
     first: Int[Tensor, " n_latents"],
-    second: Int[Tensor, " n_latents"],
+    second: Int[Tensor, " n_second"],
     *,
     n_null: int,
     generator: torch.Generator,
-    strata: Int[Tensor, " n_latents"] | None = None,
+    strata: Int[Tensor, " n_strata"] | None = None,
 ) -> NullStatistic:
     """AMI of two labellings against permutations of the second, within `strata` if given. Latents with a negative label are left out.
 
@@ -51,7 +51,7 @@ def compare_agreement(
     kept = _both_labelled([first], [second], strata)
     score = _Score(first[kept], second[kept])
     orders = _orders(kept, strata, n_null, generator)
-    return compare(score(None), [score(order) for order in orders])
+    return compare(score(None), torch.tensor([score(order) for order in orders], dtype=torch.float64))
 
 
 def sweep_agreement(
@@ -86,7 +86,7 @@ def sweep_agreement(
 
 
 def compare_agreement_with_geometry(
-    lobes: Int[Tensor, " n_latents"],
+    lobes: Int[Tensor, " n_labels"],
     atoms: Float[Tensor, "n_latents d_in"],
     *,
     n_lobes: int,
@@ -111,7 +111,8 @@ def compare_agreement_with_geometry(
         return _Score(lobes[kept], clusters[kept])(None)
 
     value = agreement(atoms)
-    return compare(value, [agreement(null_directions(atoms, null=null, generator=generator)) for _ in range(n_null)])
+    draws = [agreement(null_directions(atoms, null=null, generator=generator)) for _ in range(n_null)]
+    return compare(value, torch.tensor(draws, dtype=torch.float64))
 
 
 def frequency_strata(firing: Int[Tensor, " n_latents"], *, n_strata: int) -> Int[Tensor, " n_latents"]:
@@ -154,9 +155,7 @@ def _entropy(labels: np.ndarray) -> float:
     return float(-(share * np.log(share)).sum())  # every label occurs
 
 
-def _both_labelled(
-    first: list[Int[Tensor, " n_latents"]], second: list[Int[Tensor, " n_latents"]], strata: Int[Tensor, " n_latents"] | None
-) -> Int[Tensor, " n_kept"]:
+def _both_labelled(first: list[Tensor], second: list[Tensor], strata: Tensor | None) -> Int[Tensor, " n_kept"]:
     lengths = {len(each) for each in [*first, *second, *([] if strata is None else [strata])]}
     if len(lengths) > 1:
         raise ConfigError(f"labels and strata must be of one length, got {sorted(lengths)} (compare_agreement)")

@@ -24,7 +24,7 @@ TEST_SHARE = 0.2
 
 def compare_predictability(
     atoms: Float[Tensor, "n_latents d_in"],
-    lobes: Int[Tensor, " n_latents"],
+    lobes: Int[Tensor, " n_labels"],
     *,
     null: Literal["labels", "directions", "covariance"],
     n_null: int,
@@ -56,7 +56,7 @@ def compare_predictability(
             draws.append(_balanced_accuracy(rows, shuffled, test, max_iter))
         else:
             draws.append(_balanced_accuracy(null_directions(rows, null=null, generator=generator), y, test, max_iter))
-    return compare(value, draws)
+    return compare(value, torch.tensor(draws, dtype=torch.float64))
 
 
 def _held_out(y: np.ndarray, generator: torch.Generator) -> np.ndarray:

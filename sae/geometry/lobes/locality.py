@@ -18,7 +18,7 @@ from sae.geometry.nulls import NullStatistic, compare
 
 def compare_locality(
     neighbour_ids: Int[Tensor, "n_latents n_neighbours"],
-    lobes: Int[Tensor, " n_latents"],
+    lobes: Int[Tensor, " n_labels"],
     *,
     n_null: int,
     generator: torch.Generator,
@@ -53,7 +53,7 @@ def compare_locality(
         shuffled = lobes.clone()
         shuffled[places] = lobes[labelled[order[stratum[order].argsort(stable=True)]]]
         draws.append(share(shuffled))
-    return compare(share(lobes), draws)
+    return compare(share(lobes), torch.tensor(draws, dtype=torch.float64))
 
 
 def lobe_activity(fired: Firings, lobes: Int[Tensor, " n_latents"], *, n_lobes: int) -> Float[Tensor, "n_units n_lobes"]:
@@ -84,7 +84,9 @@ def winning_lobes(fired: Firings, lobes: Int[Tensor, " n_latents"], *, n_lobes: 
     return winners.masked_fill(activity.amax(dim=1) == 0, NO_LOBE)
 
 
-def lobes_of_kinds(winners: Int[Tensor, " n_units"], kinds: Int[Tensor, " n_units"], *, n_lobes: int) -> Int[Tensor, "n_kinds n_lobes"]:
+def lobes_of_kinds(
+    winners: Int[Tensor, " n_units"], kinds: Int[Tensor, " n_kinds_given"], *, n_lobes: int
+) -> Int[Tensor, "n_kinds n_lobes"]:
     """How many units of each kind of document 0..max(kinds) each lobe wins; the argmax of a row is the lobe of that kind.
 
     Units without a winner count nowhere. Raises ConfigError for kinds that are negative or not one a unit.

@@ -91,7 +91,7 @@ def cosine_graph(atoms: Float[Tensor, "n_latents d_in"], *, n_neighbours: int = 
 
 def cosine_affinity(atoms: Float[Tensor, "n_latents d_in"]) -> Float[Tensor, "n_latents n_latents"]:
     """1 - arccos(cos)/pi of all pairs (float64), the affinity by which the paper clusters atoms: 1/2 where they are orthogonal."""
-    rows = unit_rows(atoms, minimum=2, argument="atoms", where="cosine_affinity").double()
+    rows = unit_rows(atoms.double(), minimum=2, argument="atoms", where="cosine_affinity")
     return 1 - (rows @ rows.T).clamp(-1, 1).arccos() / pi
 
 
