@@ -112,7 +112,7 @@ def strongest(results: Sequence[CircleOfClasses], *, statistic: str) -> tuple[in
     if not results or len({(each.null_draws.shape, each.predicted_angles.shape) for each in results}) > 1:
         raise ConfigError("results must hold at least one, all with the same n_null and number of classes (strongest)")
     column = STATISTICS.index(statistic)
-    values = torch.tensor([getattr(each, statistic.replace(" ", "_")).value for each in results])
+    values = torch.tensor([getattr(each, statistic.replace(" ", "_")).value for each in results], dtype=torch.float64)
     draws = torch.stack([each.null_draws[:, column] for each in results]).amax(0)
     best = int(values.argmax())
     return best, compare(values[best].item(), draws)

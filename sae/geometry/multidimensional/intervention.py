@@ -92,7 +92,7 @@ def circle_points(angles: Float[Tensor, " n"], *, radius: float = 1.0) -> Float[
 
 
 def patch_on_circle(
-    probe: CircleProbe, targets: Float[Tensor, "n 2"], *, acts: Float[Tensor, "n d"] | None = None, subtract_raw_mean: bool = False
+    probe: CircleProbe, targets: Float[Tensor, "n 2"], *, acts: Float[Tensor, "n_acts d"] | None = None, subtract_raw_mean: bool = False
 ) -> Float[Tensor, "n d"]:
     """Activations whose probe output is `targets`, float64: all else at the mean, or, with `acts`, as it is there.
 
@@ -150,7 +150,7 @@ def circle_of_labels(labels: Int[Tensor, " n"], *, n_classes: int) -> Float[Tens
 
 
 def explain_by_regression(
-    acts: Float[Tensor, "n d"], explanations: Sequence[Float[Tensor, "n _"]], *, tolerance: float = 1e-2, n_components: int = 5
+    acts: Float[Tensor, "n d"], explanations: Sequence[Float[Tensor, "_ _"]], *, tolerance: float = 1e-2, n_components: int = 5
 ) -> Explanation:
     """R^2 of least squares of the centred `acts` on the centred columns of the first explanation, the first two, ..., and what is left.
 

@@ -2,10 +2,11 @@
 
     score(C) = mean over the planes of components 1-2, 2-3, 3-4, 4-5 of (1 - M) S        Engels et al. 2024 (arXiv 2405.14860), section 4
 
-A score is not zero without a feature: clusters of atoms that fire independently of each other reach 0.4, because rays from the origin
-are hard to separate. Two nulls of the whole procedure, from cluster to score, are given:
+A score is not zero without a feature: clusters of atoms that fire independently of each other reach 0.4 where they often fire together, and more
+than a clean ring where they hardly do, because a bundle of rays from the origin is hard to separate; and the histogram's bias is large on few
+tokens. Each cluster is therefore compared with nulls of its own, of the whole procedure from cluster to score, on no more tokens than it has:
 
-    random atoms       sets of as many atoms, drawn among those that fire
+    random atoms       as many atoms, each drawn among those that fire about as often as the one it stands for
     shuffled codes     the same atoms, each latent's code permuted over the tokens: the cluster's own firing rates and directions, no coincidence
                        beyond chance
 
@@ -14,7 +15,7 @@ The released code drops planes with M < 0.01 and divides the sum of a list that 
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -32,8 +33,6 @@ from sae.geometry.multidimensional.separability import SeparabilityConfig, separ
 from sae.geometry.nulls import p_value
 
 Null = Literal["random atoms", "shuffled codes"]
-_Cluster = tuple[Any, Tensor, Tensor]
-"""Codes by column, atoms, and which of them are the cluster."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +66,10 @@ class RankingConfig:
             raise ConfigError(f"min_variance must be in [0, 0.5), got {self.min_variance} (RankingConfig)")
 
 
+_Cluster = tuple[Any, Tensor, Tensor, RankingConfig]
+"""Codes by column, atoms, which of them are the cluster, and how it is scored."""
+
+
 @dataclass(frozen=True, eq=False)
 class PlaneScores:
     """Separability and mixture index of clusters, plane by plane; NaN where a cluster has no such plane."""
@@ -94,11 +97,17 @@ class Ranking:
     scores: Float[Tensor, " n_clusters"]
     """Score of each cluster, in the order they were given; NaN without a score."""
     p_values: Float[Tensor, " n_clusters"]
-    """(1 + #{null >= score}) / (1 + n_null) over all null scores together; NaN without a score. Not corrected for the number of clusters."""
-    null_scores: Float[Tensor, " n_null"]
-    """Scores of the null clusters."""
+    """(1 + #{null >= score}) / (1 + n_null) over the cluster's own null draws; NaN where it was not compared. Not corrected for the number of
+    clusters. A draw without a score, for want of tokens, counts against significance."""
+    null_scores: Float[Tensor, "n_clusters n_null"]
+    """Scores of each cluster's null draws; NaN where it was not compared, or a draw has no score."""
     planes: PlaneScores
     """What the scores are made of."""
+
+    def excess(self) -> Float[Tensor, " n_clusters"]:
+        """Score less the mean of the cluster's own null scores: what singles out a feature where atoms that seldom fire together, a bundle of
+        rays, have larger scores than a ring. NaN where it was not compared."""
+        return self.scores - self.null_scores.nanmean(1)
 
 
 def plane_scores(
@@ -116,7 +125,7 @@ def plane_scores(
     if not len(clusters):
         raise ConfigError("clusters must hold at least one cluster, got none (plane_scores)")
     columns = code_columns(codes)
-    return _scored(lambda i: (columns, atoms, clusters[i]), len(clusters), config)
+    return _scored(lambda i: (columns, atoms, clusters[i], config), len(clusters))
 
 
 def rank_clusters(
@@ -127,71 +136,73 @@ def rank_clusters(
     null: Null,
     n_null: int,
     seed: int,
+    n_compared: int | None = None,
     config: RankingConfig | None = None,
 ) -> Ranking:
-    """The clusters by mean (1 - M) S, beside `n_null` null clusters of the sizes of the given ones.
+    """The clusters by mean (1 - M) S, the best `n_compared` of them (None: all) beside `n_null` draws each, which take n_null times as long.
 
-    Null cluster i stands for cluster i modulo the number of clusters with a score. n_null = len(clusters) doubles the time.
-    Raises ConfigError for another `null`, n_null < 2, no cluster with a score, fewer firing latents than a cluster has atoms, and as
-    `plane_scores`.
+    Raises ConfigError for another `null`, n_null < 2, n_compared < 1, no cluster with a score, and as `plane_scores`.
     """
     config = config or RankingConfig()
     if null not in ("random atoms", "shuffled codes"):
         raise ConfigError(f"null must be 'random atoms' or 'shuffled codes', got {null!r} (rank_clusters)")
-    if n_null < 2:
-        raise ConfigError(f"n_null must be at least 2, got {n_null} (rank_clusters)")
+    if n_null < 2 or (n_compared is not None and n_compared < 1):
+        raise ConfigError(f"n_null must be at least 2 and n_compared at least 1, got {n_null} and {n_compared} (rank_clusters)")
     columns = code_columns(codes)
     planes = plane_scores(columns, atoms, clusters, config=config)
     scores = planes.scores()
-    scored = (~scores.isnan()).nonzero()[:, 0].tolist()
-    if not scored:
-        raise ConfigError(f"no cluster is active on min_points={config.min_points} tokens: give more tokens or lower it (rank_clusters)")
-    draw = (_shuffled if null == "shuffled codes" else _random)(columns, atoms, clusters, scored, seed)
-    null_scores = _scored(draw, n_null, config).scores()
-    null_scores = null_scores[~null_scores.isnan()]
-    if not len(null_scores):
-        raise ConfigError(f"no null cluster is active on min_points={config.min_points} tokens: give more tokens (rank_clusters)")
-    p_values = torch.full_like(scores, torch.nan)
-    p_values[scored] = p_value(scores[scored], null_scores[:, None].expand(-1, len(scored)), alternative="greater")
     order = scores.nan_to_num(-1.0).argsort(descending=True, stable=True)
+    compared = [i for i in order.tolist() if not scores[i].isnan()][:n_compared]
+    if not compared:
+        raise ConfigError(f"no cluster is active on min_points={config.min_points} tokens: give more tokens or lower it (rank_clusters)")
+    ranks = _firing_ranks(np.diff(columns.indptr))
+
+    def draw(i: int) -> _Cluster:
+        cluster = compared[i // n_null]
+        members, random = clusters[cluster].cpu().numpy(), np.random.default_rng((seed, cluster, i % n_null))
+        # Not more tokens than the cluster has: fewer would have more bias.
+        own = replace(config, max_points=min(config.max_points, int(planes.n_active[cluster])))
+        if null == "random atoms":
+            return columns, atoms, torch.from_numpy(_like(members, ranks, random)), own
+        return _shuffled(columns[:, members], random), atoms[torch.from_numpy(members).to(atoms.device)], torch.arange(len(members)), own
+
+    null_scores = scores.new_full((len(clusters), n_null), torch.nan)
+    null_scores[compared] = _scored(draw, len(compared) * n_null).scores().reshape(len(compared), n_null)
+    p_values = torch.full_like(scores, torch.nan)
+    for i in compared:
+        p_values[i] = p_value(scores[i : i + 1], null_scores[i, :, None].nan_to_num(torch.inf), alternative="greater")[0]
     return Ranking(order=order, scores=scores, p_values=p_values, null_scores=null_scores, planes=planes)
 
 
-def _shuffled(columns: Any, atoms: Tensor, clusters: Sequence[Tensor], scored: list[int], seed: int) -> Callable[[int], _Cluster]:
-    """A draw's own codes: those of the cluster, each latent's at tokens drawn anew."""
+def _shuffled(part: Any, random: np.random.Generator) -> Any:
+    """The same values in every column, at rows drawn anew."""
+    from scipy.sparse import csc_matrix
 
-    def draw(i: int) -> _Cluster:
-        from scipy.sparse import csc_matrix
-
-        members = clusters[scored[i % len(scored)]]
-        part = columns[:, members.cpu().numpy()]
-        random = np.random.default_rng((seed, i))
-        rows = [random.choice(part.shape[0], size=count, replace=False) for count in np.diff(part.indptr)]
-        shuffled = csc_matrix((part.data, np.concatenate(rows), part.indptr), shape=part.shape)
-        shuffled.sort_indices()
-        return shuffled, atoms[members.to(atoms.device)], torch.arange(len(members))
-
-    return draw
+    rows = [random.choice(part.shape[0], size=count, replace=False) for count in np.diff(part.indptr)]
+    shuffled = csc_matrix((part.data, np.concatenate(rows), part.indptr), shape=part.shape)
+    shuffled.sort_indices()
+    return shuffled
 
 
-def _random(columns: Any, atoms: Tensor, clusters: Sequence[Tensor], scored: list[int], seed: int) -> Callable[[int], _Cluster]:
-    """A draw's own members, among the latents that fire."""
-    firing = np.flatnonzero(np.diff(columns.indptr))
-    largest = max(len(clusters[i]) for i in scored)
-    if largest > len(firing):
-        raise ConfigError(f"a cluster of {largest} atoms needs as many latents that fire, got {len(firing)} (rank_clusters)")
-
-    def draw(i: int) -> _Cluster:
-        size = len(clusters[scored[i % len(scored)]])
-        members = np.random.default_rng((seed, i)).choice(firing, size=size, replace=False)
-        return columns, atoms, torch.from_numpy(np.sort(members))
-
-    return draw
+def _firing_ranks(counts: np.ndarray) -> np.ndarray:
+    """The latents that fire, by how often."""
+    order = np.argsort(counts, kind="stable")
+    return order[counts[order] > 0]
 
 
-def _scored(cluster: Callable[[int], _Cluster], n: int, config: RankingConfig) -> PlaneScores:
-    with ThreadPoolExecutor(config.workers) as pool:
-        rows = list(pool.map(lambda i: _score(*cluster(i), config), range(n)))
+def _like(members: np.ndarray, ranks: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """For each member another latent among the 2 x 25 next to it by firing count, each at most once; ascending."""
+    taken: set[int] = set()
+    for member in members.tolist():
+        at = int((ranks == member).argmax())  # one that never fires stands with the rarest
+        nearby = [int(latent) for latent in ranks[max(0, at - 25) : at + 26] if int(latent) not in taken]
+        taken.add(int(random.choice(nearby)) if nearby else member)
+    return np.sort(np.array(list(taken)))
+
+
+def _scored(cluster: Callable[[int], _Cluster], n: int) -> PlaneScores:
+    with ThreadPoolExecutor(cluster(0)[3].workers) as pool:
+        rows = list(pool.map(lambda i: _score(*cluster(i)), range(n)))
     s, m, shares, n_active = zip(*rows, strict=True)
     s, m, shares = (torch.tensor(values, dtype=torch.float64) for values in (s, m, shares))
     return PlaneScores(s, m, shares, torch.tensor(n_active))

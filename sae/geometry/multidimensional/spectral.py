@@ -10,7 +10,7 @@ The eigenvectors come from subspace iteration with Chebyshev filters (Zhou et al
 of vectors, no trouble with an eigenvalue 1 that is repeated once for each component of the graph, as Lanczos has with a single start.
 """
 
-import warnings
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -165,13 +165,54 @@ def _embed(product: Callable[[Tensor], Tensor], degrees: Float[Tensor, " n_atoms
 
 
 def _k_means(embedding: SpectralEmbedding, n_clusters: int, n_starts: int, seed: int) -> AtomClusters:
-    from sklearn.cluster import KMeans
-    from sklearn.exceptions import ConvergenceWarning
-
     points = embedding.vectors * embedding.degrees.clamp_min(torch.finfo(torch.float64).tiny).rsqrt()[:, None]
-    points = points / points.norm(dim=0).clamp_min(1e-300).max() * len(points) ** 0.5
-    k_means = KMeans(n_clusters, n_init=n_starts, max_iter=100, random_state=seed)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # rows that coincide leave fewer clusters, which the docstring says
-        labels = k_means.fit_predict(points.float().cpu().numpy())
-    return clusters_of_labels(torch.from_numpy(labels).long().to(embedding.vectors.device))
+    points = (points / points.norm(dim=0).clamp_min(1e-300).max() * len(points) ** 0.5).float()
+    generator = torch.Generator().manual_seed(seed)
+    best, labels = torch.inf, torch.zeros(len(points), dtype=torch.int64)
+    for _ in range(n_starts):
+        found, inertia = _lloyd(points, _spread_centres(points, n_clusters, generator))
+        if inertia < best:
+            best, labels = inertia, found
+    return clusters_of_labels(labels)
+
+
+def _spread_centres(points: Float[Tensor, "n d"], n_clusters: int, generator: torch.Generator) -> Float[Tensor, "n_clusters d"]:
+    """k-means++ (Arthur & Vassilvitskii 2007): each centre drawn by squared distance from those before it, the best of 2 + ln k draws.
+
+    O(n k d ln k) in products of matrices.
+    """
+    n_trials = 2 + int(math.log(n_clusters))
+    squares = points.square().sum(1)
+    chosen = [int(torch.randint(len(points), (), generator=generator))]
+    nearest = (points - points[chosen[0]]).square().sum(1)
+    for _ in range(n_clusters - 1):
+        cumulated = nearest.double().cumsum(0)
+        drawn = torch.rand(n_trials, generator=generator, dtype=torch.float64).to(points.device) * cumulated[-1]
+        trials = torch.searchsorted(cumulated, drawn, right=True).clamp(max=len(points) - 1)
+        distances = (squares[:, None] + squares[trials] - 2 * points @ points[trials].T).clamp_min(0)
+        distances = torch.minimum(distances, nearest[:, None])
+        winner = int(distances.sum(0).argmin())
+        nearest = distances[:, winner].contiguous()
+        chosen.append(int(trials[winner]))
+    return points[chosen]
+
+
+def _lloyd(points: Float[Tensor, "n d"], centres: Float[Tensor, "k d"]) -> tuple[Tensor, float]:
+    """(Labels, sum of squared distances to the own centre) at a fixed point, or after 40 steps. A centre that loses its points stays."""
+    labels = torch.full((len(points),), -1, dtype=torch.int64, device=points.device)
+    inertia = torch.inf
+    for _ in range(40):
+        gains, nearest = [], []
+        for block in row_blocks(len(points), len(centres), BLOCK_ELEMENTS, where="k-means"):
+            gain, label = (points[block] @ centres.T - centres.square().sum(1) / 2).max(1)
+            gains.append(gain)
+            nearest.append(label)
+        found = torch.cat(nearest)
+        inertia = (points.square().sum(1).double() - 2 * torch.cat(gains).double()).sum().item()
+        if torch.equal(found, labels):
+            break
+        labels = found
+        counts = torch.bincount(labels, minlength=len(centres))[:, None]
+        sums = torch.zeros_like(centres).index_add_(0, labels, points)
+        centres = torch.where(counts > 0, sums / counts.clamp_min(1), centres)
+    return labels, inertia

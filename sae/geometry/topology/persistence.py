@@ -36,8 +36,8 @@ _ROUNDING = 1e-12
 class Persistence:
     """Classes of the Vietoris-Rips filtration of a cloud."""
 
-    pieces: Float[Tensor, " n-1"]
-    """Deaths of the H0 classes, descending, float64; all are born at 0, and one more never dies."""
+    pieces: Float[Tensor, " n_pieces"]
+    """Deaths of the n - 1 H0 classes that die, descending, float64; all are born at 0."""
     loops: Float[Tensor, "n_loops 2"]
     """Birth and death of the H1 classes with death > birth, the most persistent first, float64."""
 
@@ -59,11 +59,11 @@ def persistence(points: Float[Tensor, "n d"]) -> Persistence:
     return _persistence(torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist").cpu())
 
 
-def persistence_of_distances(distances: Float[Tensor, "n n"]) -> Persistence:
+def persistence_of_distances(distances: Float[Tensor, "n columns"]) -> Persistence:
     """The same from the distances themselves, of any metric (or dissimilarity).
 
-    Raises ConfigError for fewer than 2 points, more than 500, NaN or Inf, negative entries, a diagonal other than 0, or a matrix that is not
-    symmetric to 1e-6 of its largest entry.
+    Raises ConfigError for fewer than 2 points, more than 500, NaN or Inf, negative entries, and a matrix that is
+    not symmetric or not 0 on the diagonal, to 1e-6 of its largest entry.
     """
     where = "persistence_of_distances"
     if distances.shape[0] != distances.shape[1]:
@@ -72,7 +72,7 @@ def persistence_of_distances(distances: Float[Tensor, "n n"]) -> Persistence:
     _check_size(len(distances), argument="distances", where=where)
     table = distances.detach().double().cpu()
     tolerance = 1e-6 * table.abs().max()
-    if (table < 0).any() or (table.diagonal() != 0).any() or ((table - table.T).abs() > tolerance).any():
+    if (table < 0).any() or (table.diagonal() > tolerance).any() or ((table - table.T).abs() > tolerance).any():
         raise ConfigError(f"distances must be symmetric, not negative and 0 on the diagonal ({where})")
     table = table.triu(1)
     return _persistence(table + table.T)
