@@ -153,7 +153,7 @@ def wishart_eigenvalues(n: int, d: int, *, generator: torch.Generator, centred: 
     below = random.chisquare(np.arange(small - 1, 0, -1)) if small > 1 else np.empty(0)
     values = eigh_tridiagonal(diagonal + np.concatenate([[0.0], below]), np.sqrt(diagonal[:-1] * below), eigvals_only=True)
     found = torch.zeros(d, dtype=torch.float64)
-    found[:small] = torch.from_numpy(values[::-1].copy()).clamp(min=0) / (freedom if centred else n)
+    found[:small] = torch.from_numpy(np.asarray(values)[::-1].copy()).clamp(min=0) / (freedom if centred else n)
     return found
 
 
