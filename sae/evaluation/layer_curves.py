@@ -1,7 +1,7 @@
 """The numbers of one layer, each beside its null: what `sae.evaluation.layer_quality` puts on curves."""
 
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 
 import torch
 from jaxtyping import Float
@@ -40,6 +40,7 @@ METRICS = {
     "dataset_entropy": "von Neumann entropy of the prompts' mean vectors, centred and of unit length, nats; null: Gaussian of equal mean and covariance",
     "von_neumann_entropy": "the same with unit length but not centred (VNE), nats; null: Gaussian of equal mean and covariance",
     "info_nce": "loss of telling a prompt's second view among all others, nats, low is good; null: views paired at random",
+    "info_nce_centred": "the same with the mean of all vectors removed first; null: views paired at random",
     "lidar": "number of directions in which prompts differ by more than their views; null: views dealt to the prompts at random",
     "dime": "what the joint entropy of two views loses by their being paired rightly, nats; null: other pairings",
     "alignment": "mean squared distance of the two views, unit length, low is good; null: views paired at random",
@@ -54,7 +55,7 @@ METRICS = {
 """Name of each number -> what it says, its unit, and what it is compared with."""
 PROMPT_METRICS = frozenset({"prompt_entropy", "prompt_entropy_centred", "curvature"})
 """Means over prompts, of their tokens."""
-VIEW_METRICS = frozenset({"info_nce", "lidar", "dime", "alignment"})
+VIEW_METRICS = frozenset({"info_nce", "info_nce_centred", "lidar", "dime", "alignment"})
 """Of the mean vectors of two or more views of each prompt."""
 ALL_PAIRS = 8192
 """Most prompts whose uniformity is taken over all pairs; of more, over a million random pairs."""
@@ -67,7 +68,11 @@ SPECTRAL: dict[str, Callable[[Tensor], float]] = {
     "stable_rank": stable_rank,
     "isoscore": isoscore,
 }
-PAIRED: dict[str, Callable[..., NullStatistic]] = {"info_nce": compare_info_nce, "alignment": compare_alignment}
+PAIRED: dict[str, Callable[..., NullStatistic]] = {
+    "info_nce": compare_info_nce,
+    "info_nce_centred": partial(compare_info_nce, rows="centred-unit"),
+    "alignment": compare_alignment,
+}
 
 
 def prompt_statistics(batch: PromptBatch, names: Sequence[str], n_null: int, seed: int) -> dict[str, NullStatistic]:

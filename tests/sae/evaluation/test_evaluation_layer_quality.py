@@ -71,6 +71,7 @@ def test_curves_of_vectors_are_the_measures_of_the_vectors(model, quality):
         "participation_ratio": lambda x, v: participation_ratio(covariance_eigenvalues(x)),
         "uniformity": lambda x, v: uniformity(x),
         "info_nce": lambda x, v: info_nce(v[:, 0], v[:, 1]).loss,
+        "info_nce_centred": lambda x, v: info_nce(v[:, 0], v[:, 1], rows="centred-unit").loss,
         "alignment": lambda x, v: alignment(v[:, 0], v[:, 1]),
         "lidar": lambda x, v: lidar(v),
         "dime": lambda x, v: dime(v[:, 0], v[:, 1], n_permutations=3, generator=torch.Generator().manual_seed(0)),
