@@ -82,7 +82,7 @@ def coactivated_babel(
     counts: Int[Tensor, " n"],
     *,
     max_order: int,
-    block_elements: int = BLOCK_ELEMENTS,
+    block_elements: int = BLOCK_ELEMENTS // 4,
 ) -> CoactivatedBabel:
     """Mean over samples of the Babel function of each sample's active atoms (Costa et al. 2025, arXiv 2506.03093).
 
