@@ -11,13 +11,14 @@ optimal for the full matrix. Rows that do are paired in further rounds among wha
 The sparse assignment is that of Jonker & Volgenant 1987 (Computing 38, 325-340), as scipy has it.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sae.errors import ConfigError
@@ -57,8 +58,15 @@ class Pairs:
 
     @property
     def shortfall(self) -> float:
-        """How far the mean similarity can be below the optimal pairs': (bound - sum) / n_pairs; 0 where the pairs are known to be optimal."""
-        return max(0.0, (self.bound - float(self.similarities.sum())) / max(len(self.rows), 1))
+        """How far the mean similarity can be below the optimal pairs': (bound - sum) / n_pairs; 0 where the pairs are known to be optimal, nan
+        where no bound is known.
+        """
+        short = (self.bound - float(self.similarities.sum())) / max(len(self.rows), 1)
+        return short if math.isnan(short) else max(0.0, short)
+
+    def chosen(self, keep: Bool[Tensor, " n_pairs"]) -> "Pairs":
+        """Some of the pairs, of the same two sets; their bound is not known."""
+        return Pairs(self.rows[keep], self.columns[keep], self.similarities[keep], self.n_rows, self.n_columns, float("nan"))
 
     def share_above(self, threshold: float, *, of: Literal["smaller", "rows", "columns"] = "smaller") -> float:
         """Pairs with similarity > `threshold` over the size of the smaller set, of the first or of the second.

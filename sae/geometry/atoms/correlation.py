@@ -231,5 +231,4 @@ def _nearest(moments: CodeMoments, rows: Tensor, columns: Tensor, k: int, block_
 
 
 def _above(pairs: Pairs, minimum: float) -> Pairs:
-    keep = pairs.similarities > minimum if minimum > -1 else torch.ones(len(pairs.rows), dtype=torch.bool)
-    return Pairs(pairs.rows[keep], pairs.columns[keep], pairs.similarities[keep], pairs.n_rows, pairs.n_columns, pairs.bound)
+    return pairs.chosen(pairs.similarities > minimum) if minimum > -1 else pairs

@@ -171,7 +171,8 @@ def shared_latents(
 ) -> SharedLatents:
     """Latents paired by the mean of their decoders' and encoders' cosines, with both cosines (Paulo & Belrose 2025, 2501.16615).
 
-    Encoders are rows, W_enc transposed. A tied dictionary has encoder = decoder, and then this is `atom_pairs`. Errors as `joined_rows`.
+    Encoders are rows, W_enc transposed. A tied dictionary has encoder = decoder, and then this is `atom_pairs`. Chance: `compare_matching` of
+    the two `joined_rows`. Errors as `joined_rows`.
     """
     pairs = atom_pairs(joined_rows(decoders_a, encoders_a), joined_rows(decoders_b, encoders_b), n_candidates=n_candidates)
     cosines = []

@@ -120,5 +120,4 @@ def concept_pairs(pairs: Pairs, tops_a: Int[Tensor, "f_a n_a"], tops_b: Int[Tens
     left, right = tops_a.cpu()[pairs.rows], tops_b.cpu()[pairs.columns]
     common = ((left[:, :, None] == right[:, None, :]) & (left >= 0)[:, :, None]).any(dim=2).any(dim=1)
     clean = ~torch.isin(left, banned).any(dim=1) & ~torch.isin(right, banned).any(dim=1)
-    keep = common & clean
-    return Pairs(pairs.rows[keep], pairs.columns[keep], pairs.similarities[keep], pairs.n_rows, pairs.n_columns, pairs.bound)
+    return pairs.chosen(common & clean)

@@ -8,14 +8,14 @@ from sae.evaluation.meta_dictionary import MetaConfig, meta_dictionary, pursued_
 from sae.evaluation.reconstruction import reconstruction
 from sae.geometry.nulls import random_directions
 
-CONFIG = MetaConfig(d_meta=20, k=3.0, n_steps=250, batch_size=128, learning_rate=1e-2)
+CONFIG = MetaConfig(d_meta=20, k=3.0, n_steps=150, batch_size=128, learning_rate=1e-2)
 
 
 def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def compound_atoms(n=300, n_parts=20, d=40, k=3, seed=0):
+def compound_atoms(n=200, n_parts=20, d=40, k=3, seed=0):
     """Unit atoms, each the sum of k of the same parts, and the parts."""
     generator = seeded(seed)
     parts = random_directions(n_parts, torch.zeros(1, d), generator=generator)
@@ -24,24 +24,24 @@ def compound_atoms(n=300, n_parts=20, d=40, k=3, seed=0):
     return atoms / atoms.norm(dim=1, keepdim=True), parts
 
 
-def test_compound_atoms_are_explained_far_beyond_atoms_of_their_covariance():
+def test_compound_atoms_are_explained_far_beyond_atoms_of_their_covariance(unchecked):
     atoms, parts = compound_atoms()
-    found = meta_dictionary(atoms, CONFIG, n_null=3, generator=seeded())
+    found = meta_dictionary(atoms, CONFIG, n_null=2, generator=seeded())
     assert found.explained.value > 0.85
     assert found.explained.value > found.explained.null_mean + 0.15
-    assert found.explained.p_greater == pytest.approx(1 / 4)
+    assert found.explained.p_greater == pytest.approx(1 / 3)
     assert found.rotated < found.explained.value - 0.3
     assert found.l0 == pytest.approx(3, abs=1.5)
     # The meta-atoms are the parts, and an atom's codes name its own.
     cosines = found.dictionary.W_dec.detach() @ parts.T
     assert (cosines.max(dim=0).values > 0.9).double().mean() > 0.8
-    assert len(found.codes) == 300
+    assert len(found.codes) == 200
     assert found.explained.value == pytest.approx(reconstruction(found.dictionary, [atoms]).scores.explained_variance)
 
 
-def test_atoms_without_parts_do_not_stand_out():
-    atoms = random_directions(300, torch.zeros(1, 40), generator=seeded(1))
-    found = meta_dictionary(atoms, CONFIG, null="random", n_null=3, generator=seeded())
+def test_atoms_without_parts_do_not_stand_out(unchecked):
+    atoms = random_directions(200, torch.zeros(1, 40), generator=seeded(1))
+    found = meta_dictionary(atoms, CONFIG, null="random", n_null=2, generator=seeded())
     assert found.explained.value == pytest.approx(found.explained.null_mean, abs=0.05)
 
 

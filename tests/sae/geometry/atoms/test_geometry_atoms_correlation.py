@@ -166,7 +166,7 @@ def test_agreement_token_by_token_stands_out_and_agreement_by_document_does_not(
     assert (same.n_pairs, same.n_dead) == (12, (0, 0))
 
 
-def test_p_values_of_unrelated_codes_are_uniform():
+def test_p_values_of_unrelated_codes_are_uniform(unchecked):
     documents = torch.arange(4).repeat_interleave(15)
 
     def p_value(seed):

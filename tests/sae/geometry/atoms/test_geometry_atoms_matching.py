@@ -152,6 +152,8 @@ def test_large_dictionaries_take_the_sparse_path_and_find_what_is_shared(monkeyp
         small = min(len(left), len(right))
         found, dense = atom_pairs(left, right, n_candidates=8), best_pairs(left @ right.T)
         assert len(found.rows) == small
+        assert (found.n_rows, found.n_columns) == (len(left), len(right))
+        torch.testing.assert_close(found.similarities, (left @ right.T)[found.rows, found.columns], atol=1e-12, rtol=0)
         assert found.share_above(0.7) == dense.share_above(0.7)
         assert found.mean <= dense.mean + 1e-9 <= found.mean + found.shortfall + 2e-9
 
@@ -180,6 +182,8 @@ def test_mutual_pairs_are_those_whose_arrows_agree():
     found = atom_pairs(a, b, method="mutual")
     assert found.share_above(0.99) == 0.5
     assert len(found.rows) < 64
+    assert np.isnan(found.shortfall)  # nobody searched for a bound
+    assert found.chosen(found.similarities > 0.99).share_above(0.0) == 0.5
     back = atom_pairs(b, a, method="mutual").swapped()
     assert torch.equal(back.rows, found.rows)
     assert torch.equal(back.columns, found.columns)
@@ -242,7 +246,7 @@ def test_unrelated_dictionaries_of_one_anisotropic_space_stand_out_from_random_d
     assert against["covariance"].paired.p_greater > 0.05
 
 
-def test_p_values_of_dictionaries_drawn_like_their_null_are_uniform():
+def test_p_values_of_dictionaries_drawn_like_their_null_are_uniform(unchecked):
     def p_value(seed):
         generator = seeded(1000 + seed)
         a, b = directions(14, 6, generator), directions(12, 6, generator)

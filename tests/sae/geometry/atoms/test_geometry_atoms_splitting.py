@@ -88,7 +88,7 @@ def test_consistency_is_the_jaccard_index_of_the_descendants_by_both_ways():
     assert found.agreeing == pytest.approx(np.mean([a == b for a, b in both]))
 
 
-def test_p_values_of_levels_without_relation_are_uniform():
+def test_p_values_of_levels_without_relation_are_uniform(unchecked):
     def p_value(seed):
         generator = seeded(seed)
         small, middle, large = (torch.randn(n, 5, generator=generator) for n in (4, 15, 60))
