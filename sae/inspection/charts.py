@@ -227,7 +227,7 @@ def _bars(series: Series, x: Scale, y: Scale, colour: tuple[str, str, int]) -> l
 
 
 def _height(value: float | int, y: Scale) -> float:
-    return min(y(value), y.first) if not y.log or value > 0 else y.first
+    return min(y(value), float(y.first)) if not y.log or value > 0 else float(y.first)
 
 
 def _band(series: Series, x: Scale, y: Scale, colour: tuple[str, str, int]) -> list[Markup]:

@@ -28,7 +28,8 @@ def geometry_report(results: Results, *, title: str, facts: Sequence[Fact]) -> R
         groups = [group for group in results.groups if group.battery == battery]
         sections += [_section(group, BATTERIES[battery].title if i == 0 else "") for i, group in enumerate(groups)]
     if results.left_out:
-        table = Table("What could not be measured", (Column("measure"), Column("why")), tuple(Row(each) for each in results.left_out))
+        rows = tuple(Row((name,), note=reason) for name, reason in results.left_out)
+        table = Table("What could not be measured", (Column("measure"),), rows, note_heading="Why")
         sections.append(Section("Left out", tables=(table,)))
     footer = (f"Samples and nulls are drawn with seed {results.seed}.", "Every number is in findings.json, beside the folder of this page.")
     return ReportData(title, rule(results), tuple(facts), tuple(sections), footer=footer)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Real
 from torch import Tensor
 
 from sae.evaluation.figures import Series
@@ -16,7 +16,7 @@ def null_band(name: str, x: Sequence[float | int], draws: Float[Tensor, "n_null 
     return Series(name, tuple(x), tuple(mean.tolist()), tuple(low.tolist()), tuple(high.tolist()), role="null")
 
 
-def histogram(name: str, values: Float[Tensor, " n"], edges: Float[Tensor, " bins"], *, null: bool = False) -> Series:
+def histogram(name: str, values: Real[Tensor, " n"], edges: Float[Tensor, " bins"], *, null: bool = False) -> Series:
     """Shares of the values between the edges, as bars."""
     counts = torch.histogram(values.detach().cpu().double(), edges.cpu().double()).hist
     return Series(
@@ -24,7 +24,7 @@ def histogram(name: str, values: Float[Tensor, " n"], edges: Float[Tensor, " bin
     )
 
 
-def shared_edges(*values: Float[Tensor, "_"], n: int = 60) -> Float[Tensor, " edges"]:
+def shared_edges(*values: Real[Tensor, "_"], n: int = 60) -> Float[Tensor, " edges"]:
     """Edges of `n` equal bins that hold all values."""
     low, high = min(float(v.min()) for v in values), max(float(v.max()) for v in values)
     width = (high - low) or max(abs(high), 1.0) * 1e-3
