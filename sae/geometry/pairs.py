@@ -34,7 +34,7 @@ class AtomPairs:
     cosines: Float[Tensor, "n_atoms n_neighbours"]
     """Signed cosines with the nearest other atoms, descending; float32, or float64 for float64 input."""
     atom_ids: Int[Tensor, "n_atoms n_neighbours"]
-    """Numbers of those atoms; the lower one first where two are equally near."""
+    """Numbers of those atoms; on a CPU the lower one first where two are equally near, elsewhere in the order of torch."""
     largest: Float[Tensor, "n_atoms max_order"]
     """Largest absolute cosines of each atom with others, descending."""
     histogram: Int[Tensor, " n_bins"]
