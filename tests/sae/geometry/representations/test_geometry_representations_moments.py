@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from scipy.optimize import linprog
+from scipy.optimize import linprog, minimize
 
 from sae.errors import ConfigError
 from sae.geometry.representations import cross_covariance_moments, nuclear_norm_estimate, shape_similarity_estimate
@@ -89,6 +89,28 @@ def test_no_nearby_polynomial_has_a_smaller_objective(bias_weight):
         for _ in range(100):
             step = scale * torch.randn(6, generator=generator, dtype=torch.float64) * gamma.abs()
             assert objective(gamma + step) >= value * (1 - 1e-6)
+
+
+@pytest.mark.parametrize("width", [1, 5, 40])
+def test_a_general_solver_finds_no_smaller_objective_nor_another_polynomial(width):
+    factor = normal(4, 4, 9)
+    covariance = 1e-2 * factor @ factor.T
+    gamma, error = square_root_polynomial(covariance, width=width, bias_weight=1.0)
+    roots = np.linspace(0, 1, GRID)
+    basis, triangle = np.linalg.qr(roots[:, None] ** (2 * np.arange(1, 5)))
+    quadratic = np.linalg.inv(triangle).T @ covariance.numpy() @ np.linalg.inv(triangle)
+    start = basis.T @ roots
+    rows = np.vstack([np.hstack([basis, np.ones((GRID, 1))]), np.hstack([-basis, np.ones((GRID, 1))])])
+    bounds = np.concatenate([roots, -roots])
+    theirs = minimize(
+        lambda v: v[:-1] @ quadratic @ v[:-1] + width**2 * v[-1] ** 2,
+        np.append(start, np.abs(roots - basis @ start).max()),
+        constraints={"type": "ineq", "fun": lambda v: rows @ v - bounds, "jac": lambda v: rows},
+        method="SLSQP",
+        options={"maxiter": 1000, "ftol": 1e-13},
+    )
+    assert float(gamma @ covariance @ gamma) + width**2 * error**2 == pytest.approx(theirs.fun, rel=1e-3)
+    assert error == pytest.approx(theirs.x[-1], rel=2e-2)
 
 
 def test_a_larger_bias_weight_buys_less_bias_for_more_variance():

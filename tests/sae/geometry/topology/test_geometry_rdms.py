@@ -60,6 +60,13 @@ def test_the_ends_of_the_family_are_the_rank_rdm_and_a_step():
     assert torch.equal(geotopological_transform(values, lower=0.0, upper=1.0), rank_transform(values))
     step = geotopological_transform(values, lower=0.3, upper=0.3)
     assert torch.equal(step, (values > values.quantile(0.3)).double())
+    assert geotopological_transform(torch.tensor([5.0, 1.0, 4.0, 2.0, 3.0]), lower=0.5, upper=0.5).tolist() == [
+        1,
+        0,
+        1,
+        0,
+        0,
+    ]  # not at the median
     assert set(step.tolist()) == {0.0, 1.0} and float(step.mean()) == pytest.approx(0.7, abs=0.02)
 
 
