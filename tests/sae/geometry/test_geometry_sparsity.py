@@ -179,6 +179,13 @@ def test_orthonormal_atoms_need_as_many_latents_as_the_error_leaves():
     assert found[:, 0].tolist() == [4, 3, 2, 1]
 
 
+def test_an_error_that_falls_again_does_not_let_more_latents_go():
+    values, indices = torch.tensor([[4.0, 2.0, 5.0, -3.0]]), torch.tensor([[0, 1, 2, 3]])
+    # without the smallest 1, 2, 3 of them the errors are 2/8, 1/8 and 3/8
+    found = needed_latents(indices, values, torch.tensor([4]), torch.ones(4, 1), errors=[0.2, 0.3, 0.4])
+    assert found[:, 0].tolist() == [4, 2, 1]
+
+
 def test_densities_count_what_fired():
     codes = random_codes(n=500)
     dense = codes.dense()
