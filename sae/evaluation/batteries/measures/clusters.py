@@ -122,13 +122,13 @@ class MultidimensionalConfig:
     """Atoms of a spectral cluster on average: the paper's 1000 clusters of 24,576 atoms."""
     largest: int = 100
     """Atoms of the largest cluster that is scored."""
-    n_clusters: int = 100
+    n_clusters: int = 60
     """Clusters scored at most, the most active ones."""
-    n_points: int = 1500
+    n_points: int = 800
     """Tokens that a cluster is scored on."""
-    n_angles: int = 360
+    n_angles: int = 180
     """Directions of the mixture index."""
-    n_null: int = 999
+    n_null: int = 399
     """Null clusters: codes shuffled over the tokens, latent by latent."""
     n_shown: int = 3
     """Clusters shown, the best ones."""
@@ -143,6 +143,7 @@ def multidimensional(inputs: Inputs, config: MultidimensionalConfig) -> Outcome:
     chosen, note = _candidates(sample.codes, atoms, config, inputs.seed)
     settings = RankingConfig(
         max_points=config.n_points,
+        workers=2,
         min_points=min(100, config.n_points),
         mixture=MixtureConfig(n_angles=config.n_angles, n_refined=51),
         separability=SeparabilityConfig(n_angles=90),
@@ -309,5 +310,5 @@ MULTIDIMENSIONAL = Measure(
     quantities=MULTIDIMENSIONAL_QUANTITIES,
     compute=multidimensional,
     config=MultidimensionalConfig(),
-    quick=MultidimensionalConfig(n_tokens=20_000, n_clusters=40, n_points=500, n_angles=180, n_null=199),
+    quick=MultidimensionalConfig(n_tokens=20_000, n_clusters=24, n_points=300, n_angles=90, n_null=99, n_loops=39),
 )
