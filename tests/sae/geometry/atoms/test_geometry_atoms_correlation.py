@@ -66,7 +66,12 @@ def test_best_partners_are_the_largest_correlations_also_where_nothing_is_active
     right = of_dense(torch.tensor([[0.0, 0.0], [0, 0], [1, 1], [0, 3]]))
     expected = pearson(left, right)
     assert (expected < 0).all()
-    np.testing.assert_allclose(best_correlations(code_moments([(left, right)])).correlations.numpy(), expected.max(axis=1), atol=1e-12)
+    # A dead latent, whose correlation counts 0, is not preferred to them.
+    with_dead = of_dense(torch.cat([torch.zeros(4, 1), right.dense()], dim=1))
+    for other, first in ((right, 0), (with_dead, 1)):
+        best = best_correlations(code_moments([(left, other)]))
+        np.testing.assert_allclose(best.correlations.numpy(), expected.max(axis=1), atol=1e-12)
+        assert best.latents.tolist() == (first + expected.argmax(axis=1)).tolist()
 
 
 @pytest.mark.parametrize("sizes", [(20, 28), (28, 20), (24, 24)])
@@ -105,6 +110,11 @@ def test_dead_latents_are_flagged_and_never_paired():
         assert latent_pairs(moments, method=method).rows.tolist() == [0, 1, 3, 5]
     assert best_correlations(moments).latents.tolist() == [0, 1, -1, 3, -1, 5]
     assert best_correlations(moments).mean == pytest.approx(1)
+    # Rounding leaves a variance to some constants in float64, above or below 0: it is none.
+    constants = torch.tensor([0.1, 1 / 3, 0.7, 0.9, 1.1, 2.3], dtype=torch.float64)
+    rounded = moments_in_batches(of_dense(constants.expand(400, 6).contiguous()), a, 33)
+    assert rounded.dead_a.all()
+    assert (rounded.block(slice(0, 6)) == 0).all()
     nothing = of_dense(torch.zeros(400, 3))
     empty = code_moments([(nothing, a)])
     assert len(latent_pairs(empty).rows) == 0

@@ -1,4 +1,4 @@
-"""Dictionaries of layer 15 of the default model, trained from different starts: they share more than chance, and more within a kind."""
+"""Dictionaries of layer 15 of the default model, of two starts and of two kinds: they share far more than chance."""
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ def trained(kind, seed, store):
 
 @pytest.mark.slow
 @pytest.mark.real_model
-def test_dictionaries_of_two_starts_share_atoms_and_firing_far_beyond_their_nulls_and_more_than_two_kinds_do(tmp_path, unchecked):
+def test_dictionaries_of_two_starts_and_of_two_kinds_share_atoms_and_firing_far_beyond_their_nulls(tmp_path, unchecked):
     model = sae.LanguageModel.load(default_model())
     for _ in sae.collect(model, sae.state_of_the_union(), tmp_path / "store", sae.CaptureConfig(sites=(SITE,), n_tokens=10_000)):
         pass
@@ -41,8 +41,7 @@ def test_dictionaries_of_two_starts_share_atoms_and_firing_far_beyond_their_null
     for found in (seeds, kinds):
         assert found.paired.value > found.paired.null_mean + 10 * found.paired.null_sd
         assert found.paired.p_greater == found.shares[0].p_greater == pytest.approx(1 / 10)
-    assert seeds.paired.value > kinds.paired.value
-    assert seeds.shares[0].value > kinds.shares[0].value
+        assert found.shares[0].value > 0.15
     tokens = store.usable_tokens(SITE)[:4000]
     acts = store.gather(SITE, tokens).float()
     with torch.no_grad():
@@ -50,4 +49,4 @@ def test_dictionaries_of_two_starts_share_atoms_and_firing_far_beyond_their_null
     documents = store.document_ids().flatten()[tokens]
     firing = compare_codes(codes[0], codes[1], documents, n_null=9, generator=generator)
     assert firing.paired.p_greater == pytest.approx(1 / 10)
-    assert firing.paired.value > firing.paired.null_mean + 0.1
+    assert firing.paired.value > firing.paired.null_mean + 0.2
