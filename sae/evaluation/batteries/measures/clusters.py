@@ -34,6 +34,8 @@ from sae.geometry.topology import compare_loops, cone_of
 
 SMALLEST = 3
 """Atoms of the smallest cluster that counts."""
+POOLS = 999
+"""Sets of null clusters whose mean scores the mean score is compared with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,8 +130,8 @@ class MultidimensionalConfig:
     """Tokens that a cluster is scored on."""
     n_angles: int = 180
     """Directions of the mixture index."""
-    n_null: int = 399
-    """Null clusters: codes shuffled over the tokens, latent by latent."""
+    n_null: int = 20
+    """Null clusters for each cluster: codes shuffled over the tokens, latent by latent."""
     n_shown: int = 3
     """Clusters shown, the best ones."""
     n_loops: int = 99
@@ -157,7 +159,7 @@ def multidimensional(inputs: Inputs, config: MultidimensionalConfig) -> Outcome:
         )
     q = {quantity.name: quantity for quantity in MULTIDIMENSIONAL_QUANTITIES}
     null = ranking.null_scores[ranking.null_scores.isfinite()]
-    picks = torch.randint(len(null), (config.n_null, n), generator=inputs.generator("pools of null clusters"))
+    picks = torch.randint(len(null), (POOLS, n), generator=inputs.generator("pools of null clusters"))
     numbers = [
         of_null(
             q["mean score of clusters"],
@@ -310,5 +312,5 @@ MULTIDIMENSIONAL = Measure(
     quantities=MULTIDIMENSIONAL_QUANTITIES,
     compute=multidimensional,
     config=MultidimensionalConfig(),
-    quick=MultidimensionalConfig(n_tokens=20_000, n_clusters=24, n_points=300, n_angles=90, n_null=99, n_loops=39),
+    quick=MultidimensionalConfig(n_tokens=20_000, n_clusters=24, n_points=300, n_angles=90, n_null=10, n_loops=39),
 )
