@@ -7,7 +7,7 @@ from tiny import tiny_hf_model, tiny_language_model, tiny_tokenizer
 from sae.errors import ConfigError
 from sae.evaluation.activation_sparsity import ActivationSparsityConfig, activation_sparsity, mlp_writers, perplexity
 from sae.geometry.sparsity import tail_error
-from sae.models.language_model import LanguageModel
+from sae.models.language_model import Edit, LanguageModel
 
 CONFIG = ActivationSparsityConfig(increase=0.01, tolerance=1e-3, batch_rows=3)
 
@@ -71,6 +71,9 @@ def test_thresholds_zero_the_small_contributions_and_no_others(model):
     kept = dict.fromkeys(sites, 0)
     everything = perplexity(model, tokens, mask, norms=norms, thresholds=dict.fromkeys(sites, 1e9), kept=kept)
     assert set(kept.values()) == {0} and everything != pytest.approx(dense, rel=1e-3)
+    edits = [Edit.replace(site, lambda acts: acts * ~mask[..., None]) for site in sites]  # what the mask leaves out keeps its neurons
+    log_p = model.run(tokens, edits).log_softmax(-1)[:, :-1].gather(2, tokens[:, 1:, None])[..., 0]
+    assert everything == pytest.approx((-log_p[mask[:, :-1]]).mean().exp().item(), rel=1e-5)
     acts = model.capture(tokens, sites[:1])[sites[0]]
     one = dict.fromkeys(sites, 0)
     perplexity(model, tokens, mask, norms=norms, thresholds={sites[0]: 0.05}, kept=one)
