@@ -85,6 +85,8 @@ def test_unit_atoms_have_potential_of_at_least_n_squared_over_d():
     assert found.potential_bound == pytest.approx(50**2 / 8) and found.potential > found.potential_bound
     assert found.dimensions_per_feature == pytest.approx(8 / 50)
     assert frame(polytopes.polygon(5)).potential == pytest.approx(25 / 2)
+    few = frame(2 * torch.eye(5)[:3])  # fewer atoms than dimensions: orthogonal ones have the smallest potential
+    assert few.potential == pytest.approx(3 * 16) == pytest.approx(few.potential_bound) and few.lower_bound == 0
 
 
 def test_isotropic_random_dictionary_gives_every_atom_d_over_n():
