@@ -93,7 +93,7 @@ def compare_curve(values: Float[Tensor, " points"], draws: Float[Tensor, "n_null
 
 def compare(value: float, draws: Float[Tensor, " n_null"] | Sequence[float]) -> NullStatistic:
     """`value` with the mean, standard deviation and p-values of `draws`. Raises ConfigError for fewer than 2 draws and for NaN."""
-    curve = compare_curve(torch.tensor([value], dtype=torch.float64), torch.as_tensor(draws).detach().cpu().double()[:, None])
+    curve = compare_curve(torch.tensor([value], dtype=torch.float64), torch.as_tensor(draws, dtype=torch.float64).detach().cpu()[:, None])
     return NullStatistic(
         value=curve.values.item(),
         null_mean=curve.null_mean.item(),

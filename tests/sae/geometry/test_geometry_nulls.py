@@ -67,3 +67,9 @@ def test_random_directions_are_unit_and_fill_the_sphere_evenly():
 def test_bad_input_is_refused_by_name(call, message):
     with pytest.raises(ConfigError, match=message):
         call()
+
+
+def test_draws_given_as_numbers_tie_with_an_equal_value():
+    third = 1 / 3  # not a float32
+    assert compare(third, [third, 0.0, 0.0]).p_greater == 0.5
+    assert compare(third, [third, 1.0, 1.0]).p_less == 0.5
