@@ -86,7 +86,7 @@ def print_findings(results: Results) -> None:
                 table.add_row(*(escape(_cell(found, name)) for name in names), style="bold" if found.stands_out == "yes" else None)
         console.print(table, highlight=False)
     for name, reason in results.left_out:
-        console.print(f"left out: {name}: {reason}", highlight=False, soft_wrap=True, markup=False)
+        console.print(f"left out: {name}: {reason}", highlight=False, markup=False)
     console.print(rule(results), highlight=False, markup=False)
 
 
