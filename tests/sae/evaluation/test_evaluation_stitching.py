@@ -138,6 +138,14 @@ def test_novel_latents_help_and_reconstruction_latents_hurt_more_than_random_one
     assert (way.fvu[:5].diff() < 0).all()
 
 
+@pytest.mark.parametrize("name", ["TopK", "ReLU"])
+def test_insertions_leave_k_and_offset_of_the_small_dictionary_as_they_are(name):
+    small, large = PAIRS[name]
+    x = activations(60)
+    found = compare_insertions(small, large, [x], tau=0.55, n_null=2, generator=seeded())
+    assert found.fvu == pytest.approx(reconstruction(small, [x]).scores.fvu, rel=1e-4)
+
+
 def test_what_cannot_be_stitched_is_refused():
     relu, topk, mp = PAIRS["ReLU"][0], PAIRS["TopK"][0], PAIRS["pursuit"][0]
     x = [activations(20)]
