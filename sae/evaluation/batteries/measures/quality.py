@@ -57,6 +57,7 @@ def _numbers(curve: QualityCurve, sites: list[str]) -> list[Number]:
 def _title(name: str) -> str:
     special = {
         "info_nce": "InfoNCE loss",
+        "info_nce_centred": "InfoNCE loss, centred",
         "lidar": "LiDAR",
         "dime": "DiME",
         "isoscore": "IsoScore",
@@ -70,7 +71,8 @@ ALTERNATIVES: dict[str, Alternative] = {
     "prompt_entropy_centred": "less",
     "curvature": "less",
     "info_nce": "less",
-    "lidar": "greater",
+    "info_nce_centred": "less",
+    "lidar": "less",
     "dime": "greater",
     "alignment": "less",
     "uniformity": "greater",
