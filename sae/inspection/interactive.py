@@ -2,7 +2,9 @@
 draws."""
 
 import math
+import textwrap
 from collections.abc import Mapping
+from html import escape
 from typing import TYPE_CHECKING, Any
 
 from sae.evaluation.figures import AnyFigure, Axis, Figure, HeatMap, Rule, Series
@@ -16,6 +18,8 @@ NULL = "#808080"
 """Colour of what chance gives."""
 SYMBOLS = ("circle", "square", "triangle-up", "diamond")
 WIDTH, HEIGHT = 720, 420
+LINE = 18
+"""Height of a line of the caption."""
 FEW = 24
 """Points up to which a line shows them."""
 
@@ -46,26 +50,25 @@ def to_plotly(figure: AnyFigure, places: Mapping[str, int] | None = None) -> "pl
 def _layout(figure: AnyFigure) -> dict[str, Any]:
     heat = isinstance(figure, HeatMap)
     title: dict[str, Any] = {"text": figure.title, "x": 0, "xanchor": "left", "font": {"size": 16}}
-    if figure.caption:
-        title["subtitle"] = {"text": _wrapped(figure.caption), "font": {"size": 12}}
+    lines = _wrapped(figure.caption)
+    if lines:
+        title["subtitle"] = {"text": "<br>".join(lines), "font": {"size": 12}}
     return {
         "template": "plotly_white",
         "title": title,
         "xaxis": _axis(figure.x, heat=heat),
         "yaxis": _axis(figure.y, heat=heat) | _of_rows(figure),
         "width": WIDTH,
-        "height": HEIGHT + 16 * (1 + len(figure.caption) // 100) + (140 if heat else 0),
-        "margin": {"l": 70, "r": 24, "t": 64 + 16 * (1 + len(figure.caption) // 100), "b": 56},
+        "height": HEIGHT + LINE * len(lines) + (140 if heat else 0),
+        "margin": {"l": 70, "r": 24, "t": 64 + LINE * len(lines), "b": 56},
         "legend": {"bgcolor": "rgba(255,255,255,0.6)"},
         "showlegend": not heat and len(figure.series) > 1,
     }
 
 
-def _wrapped(text: str, width: int = 100) -> str:
-    import textwrap
-    from html import escape
-
-    return "<br>".join(textwrap.wrap(escape(text, quote=False), width))
+def _wrapped(text: str, width: int = 100) -> list[str]:
+    """The lines of a caption, escaped."""
+    return [escape(line, quote=False) for line in textwrap.wrap(text, width)]
 
 
 def _axis(axis: Axis, *, heat: bool) -> dict[str, Any]:
