@@ -7,4 +7,4 @@ selection=(-m "not slow")
 if [ "${1:-}" = "--all" ]; then selection=(); shift; fi
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 "$python" -m ruff check .
-exec "$python" -m pytest --numprocesses "${SAE_TEST_WORKERS:-auto}" --maxprocesses 4 --dist loadfile "${selection[@]}" "$@"
+exec "$python" -m pytest --numprocesses "${SAE_TEST_WORKERS:-auto}" --maxprocesses 4 --dist loadfile --no-loadscope-reorder "${selection[@]}" "$@"

@@ -20,6 +20,14 @@ for name in ("COLUMNS", "LINES", "FORCE_COLOR"):  # a console keeps what it find
 torch.set_num_threads(int(os.environ.get("SAE_TEST_THREADS", "1")))
 
 
+LONGEST = ("test_notebooks.py", "test_quickstart.py")
+"""Files of minutes: begun first, so that no process waits for another's at the end."""
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
 @pytest.fixture
 def unchecked():
     """Array types are not checked inside the test: for trainings of hundreds of steps, of which shorter tests check every call."""
