@@ -104,6 +104,25 @@ def compare(value: float, draws: Float[Tensor, " n_null"] | Sequence[float]) -> 
     )
 
 
+def benjamini_hochberg(p_values: Float[Tensor, " n"], n_tests: int | None = None) -> Float[Tensor, " n"]:
+    """q-values: the least false discovery rate at which each test is rejected, in float64; of m tests, in order of their p-values,
+
+        q_(i) = min_{j >= i} m p_(j) / j                            Benjamini & Hochberg, J. R. Stat. Soc. B 57 (1995), 289-300
+
+    `n_tests` counts the tests made; those not among `p_values` must have larger p-values than all that are. Raises ConfigError for p outside
+    [0, 1] and n_tests below the number of p-values.
+    """
+    p = p_values.detach().double()
+    m = len(p) if n_tests is None else n_tests
+    if not ((p >= 0) & (p <= 1)).all() or m < len(p):
+        raise ConfigError(f"p_values must be in 0..1 and at most n_tests={m}, got {len(p)} of them (benjamini_hochberg)")
+    ordered, order = p.sort()
+    scaled = ordered * m / torch.arange(1, len(p) + 1, device=p.device, dtype=p.dtype)
+    q = torch.empty_like(p)
+    q[order] = scaled.flip(0).cummin(dim=0).values.flip(0).clamp(max=1) if len(p) else scaled
+    return q
+
+
 def random_directions(n: int, like: Shaped[Tensor, "_ d"], *, generator: torch.Generator) -> Float[Tensor, "n d"]:
     """`n` independent directions, uniform on the unit sphere of R^d, with the width, dtype and device of `like`.
 

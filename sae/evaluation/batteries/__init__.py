@@ -4,7 +4,7 @@ Every number comes with its null and with what it means, every result is kept in
 all of them together. `sae.geometry` is the mathematics; this is the part that reads stores and dictionaries.
 """
 
-from sae.evaluation.batteries.findings import RATE, Finding, Number, Quantity, benjamini_hochberg, judged
+from sae.evaluation.batteries.findings import RATE, Finding, Number, Quantity, judged, largest_rejected
 from sae.evaluation.batteries.inputs import CodeSample, Inputs
 from sae.evaluation.batteries.measure import Battery, Measure, Outcome
 from sae.evaluation.batteries.registry import BATTERIES, MEASURES
@@ -26,9 +26,9 @@ __all__ = [
     "Quantity",
     "Results",
     "Task",
-    "benjamini_hochberg",
     "gather",
     "judged",
+    "largest_rejected",
     "perform",
     "plan",
     "suited",

@@ -13,8 +13,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import torch
+
 from sae.errors import ConfigError
-from sae.geometry.nulls import NullStatistic
+from sae.geometry.nulls import NullStatistic, benjamini_hochberg
 
 Alternative = Literal["greater", "less", "two-sided"]
 StandsOut = Literal["yes", "no", "too few draws", "no null"]
@@ -158,15 +160,14 @@ def judged(findings: Sequence[Finding], *, rate: float = RATE) -> list[Finding]:
     """
     if not 0 < rate < 1:
         raise ConfigError(f"rate must be inside (0, 1), got {rate} (judged)")
-    threshold = benjamini_hochberg([f.p for f in findings if f.p is not None], rate)
+    threshold = largest_rejected([f.p for f in findings if f.p is not None], rate)
     return [replace(f, stands_out=_verdict(f, threshold)) for f in findings]
 
 
-def benjamini_hochberg(p_values: Sequence[float], rate: float) -> float:
+def largest_rejected(p_values: Sequence[float], rate: float) -> float:
     """The largest p-value that is rejected at that rate of false discoveries; 0 where none is, and p-values of 0 are rejected always."""
-    ordered = sorted(p_values)
-    rejected = [p for i, p in enumerate(ordered, start=1) if p <= rate * i / len(ordered)]
-    return max(rejected, default=0.0)
+    p = torch.tensor(p_values, dtype=torch.float64)
+    return max(p[benjamini_hochberg(p) <= rate].tolist(), default=0.0)
 
 
 def _verdict(found: Finding, threshold: float) -> StandsOut:

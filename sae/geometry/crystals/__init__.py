@@ -8,14 +8,14 @@ After Li, Michaud, Baek, Engels, Sun & Tegmark 2024, "The Geometry of Concepts" 
     compare_crystals    their number beside that of shuffled dictionaries
 """
 
-from sae.geometry.crystals.chance import benjamini_hochberg, cosine_p_value, effective_dimension
+from sae.geometry.crystals.chance import cosine_p_value, effective_dimension
 from sae.geometry.crystals.clusters import axial_clusters
 from sae.geometry.crystals.relations import RelationCrystals, compare_relations, ledoit_wolf_shrinkage, nuisance_directions, project_out
 from sae.geometry.crystals.search import CrystalConfig, Crystals, compare_crystals, find_crystals, shuffled_atoms
 from sae.geometry.crystals.silhouettes import silhouettes
 
 __all__ = [
-    "CrystalConfig", "Crystals", "RelationCrystals", "axial_clusters", "benjamini_hochberg", "compare_crystals", "compare_relations",
+    "CrystalConfig", "Crystals", "RelationCrystals", "axial_clusters", "compare_crystals", "compare_relations",
     "cosine_p_value", "effective_dimension", "find_crystals", "ledoit_wolf_shrinkage", "nuisance_directions", "project_out", "shuffled_atoms",
     "silhouettes",
 ]  # fmt: skip

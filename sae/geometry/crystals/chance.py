@@ -1,8 +1,7 @@
-"""What parallel differences chance gives, and how many tests were made.
+"""What parallel differences chance gives.
 
 cos^2 ~ Beta(1/2, (D - 1)/2)     two independent uniform directions of R^D (a coordinate of a uniform point on the sphere)
 D = 1 / E[(u.u')^2]              the participation ratio of E[u u^T]: uniform directions of R^D give D
-q_(i) = min_{j >= i} m p_(j) / j                                                             Benjamini & Hochberg 1995, m tests
 """
 
 import torch
@@ -41,20 +40,3 @@ def cosine_p_value(cosines: Float[Tensor, " n"], dimension: float) -> Float[Tens
     # 1 - c^2 is Beta((D - 1)/2, 1/2): the lower tail keeps its digits where c is near 1.
     p = special.betainc((dimension - 1) / 2, 0.5, ((1 - c.abs()) * (1 + c.abs())).numpy())
     return torch.from_numpy(p).to(cosines.device)
-
-
-def benjamini_hochberg(p_values: Float[Tensor, " n"], n_tests: int | None = None) -> Float[Tensor, " n"]:
-    """q-values: the least false discovery rate at which each test is rejected, in float64.
-
-    `n_tests` counts the tests made; those not among `p_values` must have larger p-values than all that are. Raises ConfigError for p outside
-    [0, 1] and n_tests below the number of p-values.
-    """
-    p = p_values.detach().double()
-    m = len(p) if n_tests is None else n_tests
-    if not ((p >= 0) & (p <= 1)).all() or m < len(p):
-        raise ConfigError(f"p_values must be in 0..1 and at most n_tests={m}, got {len(p)} of them (benjamini_hochberg)")
-    ordered, order = p.sort()
-    scaled = ordered * m / torch.arange(1, len(p) + 1, device=p.device, dtype=p.dtype)
-    q = torch.empty_like(p)
-    q[order] = scaled.flip(0).cummin(dim=0).values.flip(0).clamp(max=1) if len(p) else scaled
-    return q

@@ -23,9 +23,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sae.errors import ConfigError
-from sae.geometry.crystals.chance import benjamini_hochberg, cosine_p_value, effective_dimension
+from sae.geometry.crystals.chance import cosine_p_value, effective_dimension
 from sae.geometry.crystals.clusters import BATCH, axial_clusters
-from sae.geometry.nulls import NullStatistic, compare
+from sae.geometry.nulls import NullStatistic, benjamini_hochberg, compare
 from sae.geometry.rows import require_points, unit_rows
 from sae.geometry.similarity import nearest_atoms
 

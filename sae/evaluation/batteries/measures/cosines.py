@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from sae.evaluation.batteries.drawing import histogram, shared_edges
-from sae.evaluation.batteries.findings import Number, Quantity, benjamini_hochberg, of_null
+from sae.evaluation.batteries.findings import Number, Quantity, largest_rejected, of_null
 from sae.evaluation.batteries.inputs import Inputs
 from sae.evaluation.batteries.measure import Measure, Outcome
 from sae.evaluation.figures import Axis, Figure, Rule, Series
@@ -155,7 +155,7 @@ def nearest(inputs: Inputs, config: NearestConfig) -> Outcome:
 
 
 def _share_rejected(p_values: torch.Tensor, rate: float) -> float:
-    threshold = benjamini_hochberg(p_values.tolist(), rate)
+    threshold = largest_rejected(p_values.tolist(), rate)
     return (p_values <= threshold).double().mean().item()
 
 

@@ -12,13 +12,13 @@ from sae.errors import ConfigError
 from sae.geometry.crystals import (
     CrystalConfig,
     axial_clusters,
-    benjamini_hochberg,
     compare_crystals,
     cosine_p_value,
     effective_dimension,
     find_crystals,
     shuffled_atoms,
 )
+from sae.geometry.nulls import benjamini_hochberg
 
 
 def seeded(seed):
