@@ -16,6 +16,8 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy.linalg import cho_factor, cho_solve
 
+from probes.shrinkage import ledoit_wolf_shrinkage
+
 NEGLIGIBLE = 1e-7
 """A part of the mean difference smaller than this share of it is taken for rounding."""
 
@@ -27,18 +29,6 @@ class Within(NamedTuple):
     """Weighted deviations of the rows from their class mean."""
     diagonal: Float[np.ndarray, " d"]
     """What shrinkage adds to the variance of each column; all positive, or all 0."""
-
-
-def ledoit_wolf_share(z: Float[np.ndarray, "n d"]) -> float:
-    """The share s in [0, 1] of the scaled identity that Ledoit & Wolf give the covariance of centred rows; 0 where all is scaled identity."""
-    n, d = z.shape
-    square = np.einsum("ij,ij->i", z, z)
-    gram = z @ z.T if n < d else z.T @ z
-    size = float(np.einsum("ij,ij->", gram, gram)) / n**2
-    delta = size / d - (square.sum() / n / d) ** 2
-    beta = (float((square**2).mean()) - size) / (n * d)
-    rounding = np.finfo(np.float64).eps * size / d
-    return 0.0 if delta <= rounding or beta <= rounding else min(beta, delta) / delta
 
 
 def within_covariance(X: Float[np.ndarray, "n d"], y: Int[np.ndarray, " n"], *, shrinkage: float | int | Literal["auto"]) -> Within:
@@ -54,7 +44,7 @@ def within_covariance(X: Float[np.ndarray, "n d"], y: Int[np.ndarray, " n"], *, 
         if shrinkage == "auto":
             rounding = len(rows) * np.finfo(np.float64).eps * np.abs(mean)
             scale = np.sqrt(np.where(variance > rounding**2, variance, 1.0))
-            share = ledoit_wolf_share(deviation / scale)
+            share = ledoit_wolf_shrinkage(deviation / scale)
         else:
             share = float(shrinkage)
         prior = len(rows) / n

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from probes.shrinkage import gram_matrix, shrinkage_of
 from sae.errors import ConfigError
 
 Estimator = Literal["lda", "mean"]
@@ -64,29 +65,6 @@ def category_vector(
     return _fit(words, words.mean(axis=0), estimator, second_moment)[0]
 
 
-def ledoit_wolf_shrinkage(centred: Float[np.ndarray, "n d"]) -> float:
-    """rho of rows that have mean 0; equal to scikit-learn's, in O(n d min(n, d)) and without matrices of squares.
-
-    sum_ij (X2^T X2)_ij = sum_k |x_k|^4 and |X^T X|_F = |X X^T|_F turn its sums over coordinates into sums over rows.
-    """
-    return _shrinkage(np.einsum("nd,nd->n", centred, centred), _gram(centred), centred.shape[1])
-
-
-def _gram(centred: np.ndarray) -> np.ndarray:
-    n, d = centred.shape
-    return centred @ centred.T if n <= d else centred.T @ centred
-
-
-def _shrinkage(squares: np.ndarray, gram: np.ndarray, d: int) -> float:
-    """From the squared lengths of centred rows and their Gram matrix, of rows or of columns."""
-    n = len(squares)
-    trace = squares.sum() / n
-    product = np.square(gram).sum() / n**2
-    beta = (np.square(squares).sum() / n - product) / (d * n)
-    delta = (product - trace**2 / d) / d
-    return float(min(beta, delta) / delta) if beta > 0 and delta > 0 else 0.0
-
-
 def _fit(X: np.ndarray, mean: np.ndarray, estimator: str, second_moment: np.ndarray | None = None) -> tuple[np.ndarray, float]:
     if estimator == "mean":
         return mean, 0.0
@@ -96,10 +74,10 @@ def _fit(X: np.ndarray, mean: np.ndarray, estimator: str, second_moment: np.ndar
         gram, squares = second_moment - n * np.outer(mean, mean), lengths - 2 * X @ mean + mean @ mean
     else:
         centred = X - mean
-        gram, squares = _gram(centred), np.einsum("nd,nd->n", centred, centred)
+        gram, squares = gram_matrix(centred), np.einsum("nd,nd->n", centred, centred)
     if squares.sum() <= (ROUNDING * np.finfo(np.float64).eps) ** 2 * lengths.sum():
         return mean, 0.0  # words that are all the same: the limit of a small spread
-    rho = _shrinkage(squares, gram, d)
+    rho = shrinkage_of(squares, gram, d)
     sphere = rho * squares.sum() / (n * d)
     if rho == 1 or (rho == 0 and n <= d):  # nothing but the sphere, or too few words to tell a covariance by (two of them)
         return mean, rho

@@ -19,10 +19,11 @@ from probes.directions import (
     principal_axis,
 )
 from probes.directions.base import match_pairs
-from probes.directions.discriminant import discriminant, ledoit_wolf_share, within_covariance
+from probes.directions.discriminant import discriminant, within_covariance
 from probes.directions.paired import pair_sign
 from probes.linear import DenseProbe
 from probes.problem import Problem
+from probes.shrinkage import ledoit_wolf_shrinkage
 from sae.errors import ConfigError
 
 
@@ -60,7 +61,7 @@ def test_discriminant_is_that_of_scikit_learn(n, d, shrinkage):
 def test_ledoit_wolf_share_is_that_of_scikit_learn(n, d):
     z = np.random.default_rng(n).normal(size=(n, d)) * np.linspace(1, 3, d)
     z -= z.mean(0)
-    np.testing.assert_allclose(ledoit_wolf_share(z), ledoit_wolf(z, assume_centered=True)[1], rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(ledoit_wolf_shrinkage(z), ledoit_wolf(z, assume_centered=True)[1], rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize(("n", "d"), [(25, 9), (9, 25)])

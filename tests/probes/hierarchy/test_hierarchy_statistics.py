@@ -19,8 +19,8 @@ from probes.hierarchy import (
     hierarchy_statistics,
     simplex,
 )
-from probes.hierarchy.category import ledoit_wolf_shrinkage
 from probes.hierarchy.held_out import _auc
+from probes.shrinkage import ledoit_wolf_shrinkage
 from probes.unembedding import clean_unembedding
 from sae.errors import ConfigError
 
