@@ -6,6 +6,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from clouds import cube, gaussian, seeded, swiss_roll
 from scipy.optimize import minimize_scalar
 from universal import Measure, check
 
@@ -31,25 +32,6 @@ from sae.geometry.dimension.gride import gride_estimates, plateau
 from sae.geometry.dimension.intervals import Estimate
 
 N = 2000
-
-
-def seeded(seed):
-    return torch.Generator().manual_seed(seed)
-
-
-def cube(n, d, seed=0):
-    return torch.rand(n, d, generator=seeded(seed), dtype=torch.float64)
-
-
-def gaussian(n, d, seed=0):
-    return torch.randn(n, d, generator=seeded(seed), dtype=torch.float64)
-
-
-def swiss_roll(n, ambient, seed=0):
-    u, height = cube(n, 2, seed).unbind(dim=1)
-    angle = 1.5 * math.pi * (1 + 2 * u)
-    roll = torch.stack([angle * angle.cos(), 21 * height, angle * angle.sin()], dim=1)
-    return roll @ torch.linalg.qr(gaussian(ambient, 3, seed=99)).Q.T
 
 
 def sphere(n, d, ambient, seed=0):
