@@ -82,7 +82,7 @@ def sparkline(histogram: Histogram, *, width: int = 84, height: int = 22) -> Mar
     return drawing(width, height, f"values from {number(histogram.edges[0])} to {number(histogram.edges[-1])}", bars, class_="spark")
 
 
-WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 560, 330, 62, 48, 14
+WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 560, 330, 68, 48, 14
 FEW = 24
 """Points up to which a line shows them, and a cloud of them is named beside its last one."""
 

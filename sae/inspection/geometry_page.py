@@ -92,7 +92,7 @@ def _overview(results: Results) -> Section:
         "A number stands out when its p-value passes the Benjamini–Hochberg threshold over all numbers of this page that have a null. "
         "The p-value of n null draws is (1 + draws at least as extreme) / (1 + n), doubled where both sides count, so it is never below 1 / (1 + n). "
         + (
-            f"{undecided} numbers lie beyond all their draws and would need more of them to pass: they are marked “too few draws”. "
+            f"Numbers beyond all their draws that would need more of these to pass are marked “too few draws”; there {_are(undecided)}. "
             if undecided
             else ""
         )
@@ -109,6 +109,10 @@ def _overview(results: Results) -> Section:
         f", of {len(standing)}." if len(standing) > FOREMOST else "."
     )
     return Section("What stands out", text, (Table("Furthest from chance", columns, rows, caption),))
+
+
+def _are(n: int) -> str:
+    return "is 1" if n == 1 else f"are {n}"
 
 
 def distance(found: Finding) -> float | None:

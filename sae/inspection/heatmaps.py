@@ -72,8 +72,9 @@ def _cell(
 
 
 def _short(value: float | int) -> str:
-    """Two decimals, none for whole numbers."""
-    return tick_label(value) if float(value).is_integer() else f"{value:.2f}".replace("-", "−").replace("0.", ".", 1)
+    """Two decimals, none for whole numbers and what rounds to them; never minus zero."""
+    rounded = round(float(value), 2) + 0.0
+    return tick_label(rounded) if rounded.is_integer() else f"{rounded:.2f}".replace("-", "−").replace("0.", ".", 1)
 
 
 def _column_names(figure: HeatMap, left: float, y: float, cell: float, *, turned: bool) -> list[Markup]:
@@ -113,4 +114,6 @@ def _scale(figure: HeatMap, x: float) -> list[Markup]:
 
 
 def _ends(figure: HeatMap) -> tuple[tuple[float | int, float], ...]:
-    return ((figure.high, 0.0), (0, 120 * figure.high / (figure.high - figure.low)), (figure.low, 120.0))
+    """The ends, and zero where there is room for it between them."""
+    zero = 120 * figure.high / (figure.high - figure.low)
+    return ((figure.high, 0.0), *(((0, zero),) if 12 <= zero <= 108 else ()), (figure.low, 120.0))

@@ -110,7 +110,7 @@ def log_ticks(low: float | int, high: float | int) -> list[float]:
 def tick_label(value: float | int) -> str:
     """A tick's number, as short as it can be."""
     if value and (abs(value) >= 1e5 or abs(value) < 1e-3):
-        return number(float(value), 2)
+        return number(float(value), 2).replace("1×10", "10") if math.log10(abs(value)).is_integer() else number(float(value), 2)
     rounded = f"{value:.6g}"
     return (f"{int(value):,}".replace(",", "\u202f") if float(value).is_integer() else rounded).replace("-", "−")
 
