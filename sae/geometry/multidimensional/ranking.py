@@ -30,7 +30,7 @@ from sae.geometry.multidimensional.mixture import MixtureConfig, mixture_index
 from sae.geometry.multidimensional.reconstruction import SparseMatrix, cluster_cloud, cluster_components, code_columns
 from sae.geometry.multidimensional.separability import PAPER as PAPER_SEPARABILITY
 from sae.geometry.multidimensional.separability import SeparabilityConfig, separability
-from sae.geometry.nulls import p_value
+from sae.geometry.nulls import NullStatistic, p_value
 
 Null = Literal["random atoms", "shuffled codes"]
 
@@ -108,6 +108,44 @@ class Ranking:
         """Score less the mean of the cluster's own null scores: what singles out a feature where atoms that seldom fire together, a bundle of
         rays, have larger scores than a ring. NaN where it was not compared."""
         return self.scores - self.null_scores.nanmean(1)
+
+    def standing(self) -> list[NullStatistic | None]:
+        """Each cluster's score beside the mean and spread of its own draws; None where it was not compared.
+
+        A few draws a cluster cannot give a small p-value, so those of all clusters decide together, each in the units of its own cluster:
+
+            t = (score - m) / (s sqrt(1 + 1 / n)),        m, s and n of the cluster's draws, without the draw where it is one itself
+            p = (1 + #{t of any draw of any cluster >= t}) / (1 + number of such draws)
+
+        It holds where draws of different clusters differ in place and width and not in shape. A cluster with fewer than 3 draws that have a
+        score is not compared, and a spread of 0 makes t infinite, or 0 at the mean.
+        """
+        there = self.null_scores.isfinite()
+        n = there.sum(1, keepdim=True).double()
+        x = self.null_scores.double().where(there, 0.0)
+        mean = x.sum(1, keepdim=True) / n
+        square = ((x - mean) ** 2 * there).sum(1, keepdim=True)
+        # Without draw i:  m_i = m - (x_i - m) / (n - 1),   S_i = S - (x_i - m)^2 n / (n - 1).
+        gap = (x - mean) * n / (n - 1)
+        draws = _studentised(gap, square - (x - mean) ** 2 * n / (n - 1), n - 1)
+        compared = (n.squeeze(1) >= 3) & self.scores.isfinite()
+        pool = draws[compared][there[compared]]
+        own = _studentised(self.scores.double()[:, None] - mean, square, n).squeeze(1)
+        found: list[NullStatistic | None] = []
+        for i in range(len(own)):
+            if not compared[i]:
+                found.append(None)
+                continue
+            above, below = (p_value(own[i : i + 1], pool[:, None], alternative=side).item() for side in ("greater", "less"))
+            sd = (square[i] / (n[i] - 1)).clamp(min=0).sqrt().item()
+            found.append(NullStatistic(self.scores[i].item(), mean[i].item(), sd, len(pool), above, below))
+        return found
+
+
+def _studentised(gap: Tensor, square: Tensor, n: Tensor) -> Tensor:
+    """gap / (s sqrt(1 + 1/n)), s^2 = square / (n - 1); 0 for no gap, infinite for a gap without spread."""
+    spread = (square.clamp(min=0) / (n - 1)).sqrt() * (1 + 1 / n).sqrt()
+    return torch.where(gap == 0, 0.0, gap / spread)
 
 
 def plane_scores(

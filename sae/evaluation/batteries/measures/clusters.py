@@ -1,5 +1,6 @@
 """Clusters of a dictionary's atoms: how many there are beyond chance, and whether clusters fire as features of more than one dimension."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,7 +30,7 @@ from sae.geometry.multidimensional import (
     rank_clusters,
     spectral_clusters,
 )
-from sae.geometry.nulls import compare
+from sae.geometry.nulls import NullStatistic, compare
 from sae.geometry.topology import compare_loops, cone_of
 
 SMALLEST = 3
@@ -151,27 +152,30 @@ def multidimensional(inputs: Inputs, config: MultidimensionalConfig) -> Outcome:
         separability=SeparabilityConfig(n_angles=90),
     )
     ranking = rank_clusters(sample.codes, atoms, chosen, null="shuffled codes", n_null=config.n_null, seed=inputs.seed, config=settings)
-    scored = ranking.scores.isfinite()
+    standing = ranking.standing()
+    scored = torch.tensor([each is not None for each in standing])
     n = int(scored.sum())
     if not n:
         raise ConfigError(
             f"clusters must be active on at least {settings.min_points} of {len(sample.codes):,} tokens, none is: take more tokens"
         )
     q = {quantity.name: quantity for quantity in MULTIDIMENSIONAL_QUANTITIES}
-    null = ranking.null_scores[ranking.null_scores.isfinite()]
-    picks = torch.randint(len(null), (POOLS, n), generator=inputs.generator("pools of null clusters"))
+    draws = ranking.null_scores[scored]
+    generator = inputs.generator("a null draw of each cluster")
+    picks = torch.multinomial(draws.isfinite().double(), POOLS, replacement=True, generator=generator)
     numbers = [
         of_null(
             q["mean score of clusters"],
-            compare(ranking.scores[scored].mean().item(), null[picks].mean(dim=1)),
+            compare(ranking.scores[scored].mean().item(), draws.gather(1, picks).mean(dim=0)),
             note=f"{n} clusters; {note}",
         )
     ]
-    figures: list[Figure | HeatMap] = [_scores_figure(ranking, scored, null)]
+    figures: list[Figure | HeatMap] = [_excess_figure(standing, draws)]
     columns = code_columns(sample.codes)
-    for rank, place in enumerate(ranking.order[: min(config.n_shown, n)].tolist()):
+    best = sorted((i for i in range(len(standing)) if scored[i]), key=lambda i: (standing[i].p_greater, -standing[i].value))
+    for rank, place in enumerate(best[: config.n_shown]):
         view = cluster_view(cluster_cloud(columns, atoms, chosen[place], max_rows=config.n_points))
-        more, shown = _best(inputs, ranking, place, rank, n, chosen[place], atoms, view, null, config)
+        more, shown = _best(inputs, ranking, place, rank, n, chosen[place], atoms, view, standing[place], config)
         numbers += more
         figures += shown
     return Outcome(tuple(numbers), tuple(figures))
@@ -205,7 +209,7 @@ def _best(
     members: Int[Tensor, " _"],
     atoms: Float[Tensor, "n d"],
     view: ClusterView,
-    null: Float[Tensor, " _"],
+    standing: NullStatistic,
     config: MultidimensionalConfig,
 ) -> tuple[list[Number], list[Figure | HeatMap]]:
     q = {quantity.name: quantity for quantity in MULTIDIMENSIONAL_QUANTITIES}
@@ -214,11 +218,7 @@ def _best(
     best = int(scores.nan_to_num(nan=-1).argmax())
     s, m = ranking.planes.separability[place, best].item(), ranking.planes.mixture[place, best].item()
     active = f"{len(members)} atoms, active on {int(ranking.planes.n_active[place]):,} tokens"
-    numbers = [
-        of_null(
-            q["score of a cluster"], compare(ranking.scores[place].item(), null), subject=subject, tries=n, note=f"{active}; best of {n}"
-        )
-    ]
+    numbers = [of_null(q["score of a cluster"], standing, subject=subject, tries=n, note=f"{active}; best of {n}")]
     points = plane(view.components, best + 1)
     loops = compare_loops(points, n_null=config.n_loops, generator=inputs.generator(f"loops {place}"), max_points=200)
     numbers.append(
@@ -256,16 +256,18 @@ def _cosines_map(view: ClusterView, members: Int[Tensor, " _"], subject: str) ->
     )  # fmt: skip
 
 
-def _scores_figure(ranking: Ranking, scored: Tensor, null: Float[Tensor, " _"]) -> Figure:
-    high = max(float(ranking.scores[scored].max()), float(null.max()))
-    edges = torch.linspace(0, high * 1.001 + 1e-9, 31, dtype=torch.float64)
-    own, chance = ranking.scores[scored].clamp(min=0), null.clamp(min=0)
+def _excess_figure(standing: Sequence[NullStatistic | None], draws: Float[Tensor, "n n_null"]) -> Figure:
+    own = torch.tensor([each.value - each.null_mean for each in standing if each is not None], dtype=torch.float64)
+    chance = (draws - draws.nanmean(dim=1, keepdim=True)).flatten().double()
+    chance = chance[chance.isfinite()]
+    low, high = min(float(own.min()), float(chance.min())), max(float(own.max()), float(chance.max()))
+    edges = torch.linspace(low - 1e-9, high + 1e-3 * (high - low) + 1e-9, 31, dtype=torch.float64)
     return Figure(
-        "Scores of clusters",
-        Axis("mean over planes of (1 - mixture) x separability", "bits"),
+        "Scores of clusters beyond their own nulls",
+        Axis("score less the mean score of the cluster's shuffled codes", "bits"),
         Axis("share of clusters"),
         (histogram("clusters", own, edges), histogram("shuffled codes", chance, edges, null=True)),
-        caption="Irreducible features lie right of the dashed outline.",
+        caption="A score is the mean over planes of (1 - mixture) x separability. Irreducible features lie right of the dashed outline.",
     )
 
 
@@ -281,11 +283,11 @@ MULTIDIMENSIONAL_QUANTITIES = (
     ),
     Quantity(
         "score of a cluster",
-        "The same for one of the best clusters; its p-value counts how many were searched.",
+        "The same for one of the clusters furthest above their own nulls; its p-value counts how many were searched.",
         "Engels et al. 2024, arXiv 2405.14860",
         "bits",
         "greater",
-        SHUFFLED,
+        f"{SHUFFLED}; the draws of all clusters, each in the spread of its own, give p",
     ),
     Quantity(
         "loop of a cluster",
@@ -312,5 +314,6 @@ MULTIDIMENSIONAL = Measure(
     quantities=MULTIDIMENSIONAL_QUANTITIES,
     compute=multidimensional,
     config=MultidimensionalConfig(),
+    version=2,
     quick=MultidimensionalConfig(n_tokens=20_000, n_clusters=24, n_points=300, n_angles=90, n_null=10, n_loops=39),
 )

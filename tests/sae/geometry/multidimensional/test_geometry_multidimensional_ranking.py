@@ -12,6 +12,8 @@ from sae.dictionaries.codes import SparseCodes
 from sae.errors import ConfigError
 from sae.geometry.multidimensional import (
     MixtureConfig,
+    PlaneScores,
+    Ranking,
     RankingConfig,
     SeparabilityConfig,
     cluster_cloud,
@@ -160,6 +162,10 @@ def test_a_planted_cone_exceeds_its_null_by_more_than_random_clusters_theirs(wor
     assert (found.p_values[[0, 2, 3, 4, 5]] > 0.1).sum() >= 3
     # Atoms that fire independently of each other do not score 0.
     assert found.null_scores[1].mean() > 0.2
+    standing = found.standing()
+    assert standing[1].p_greater <= (1 if null == "shuffled codes" else 4) / (1 + 6 * 12)  # 6 clusters of 12 draws
+    assert min(range(6), key=lambda i: standing[i].p_greater) == 1
+    assert standing[6] is None
     for i in (1, 3):
         assert found.p_values[i].item() == pytest.approx((1 + (found.null_scores[i] >= found.scores[i]).sum().item()) / 13)
     best = rank_clusters(codes, atoms, [others[0], members], null=null, n_null=2, seed=0, n_compared=1, config=config)
@@ -263,3 +269,57 @@ def test_degenerate_clusters_have_no_score_or_a_reason():
 def test_wrong_arguments_are_named(call, message):
     with pytest.raises(ConfigError, match=message):
         call(*small_codes())
+
+
+def ranking_of(scores, null_scores):
+    nothing = torch.full((len(scores), 1), torch.nan, dtype=torch.float64)
+    planes = PlaneScores(nothing, nothing, nothing, torch.zeros(len(scores), dtype=torch.long))
+    return Ranking(scores.argsort(descending=True), scores, nothing[:, 0], null_scores, planes)
+
+
+def test_the_standing_of_a_cluster_is_the_studentised_score_among_those_of_all_draws():
+    generator = torch.Generator().manual_seed(5)
+    place, width = torch.tensor([0.2, 5.0, -1.0, 0.4]), torch.tensor([0.1, 2.0, 0.5, 0.1])
+    null = place[:, None] + width[:, None] * torch.randn(4, 9, generator=generator)
+    null[2, 3] = torch.nan  # a draw without a score
+    null[3, 2:] = torch.nan  # too few draws
+    scores = torch.tensor([0.45, 5.2, -0.9, 0.4])
+
+    def t(value, draws):
+        return (value - np.mean(draws)) / (np.std(draws, ddof=1) * (1 + 1 / len(draws)) ** 0.5)
+
+    rows = [[v for v in row.double().tolist() if not math.isnan(v)] for row in null[:3]]
+    pool = [t(row[i], row[:i] + row[i + 1 :]) for row in rows for i in range(len(row))]
+    found = ranking_of(scores, null).standing()
+    for i, row in enumerate(rows):
+        own = t(scores[i].item(), row)
+        assert found[i].p_greater == pytest.approx((1 + sum(d >= own for d in pool)) / (1 + len(pool)))
+        assert found[i].p_less == pytest.approx((1 + sum(d <= own for d in pool)) / (1 + len(pool)))
+        assert (found[i].null_mean, found[i].null_sd) == pytest.approx((np.mean(row), np.std(row, ddof=1)))
+        assert found[i].n_null == 9 + 9 + 8
+    assert found[3] is None
+
+
+def test_the_standing_of_a_cluster_does_not_change_with_the_place_and_width_of_its_nulls():
+    generator = torch.Generator().manual_seed(6)
+    null, scores = torch.randn(3, 12, generator=generator, dtype=torch.float64), torch.tensor([0.5, 2.0, -1.0], dtype=torch.float64)
+    by, to = torch.tensor([2.0, 0.1, 7.0], dtype=torch.float64), torch.tensor([-3.0, 0.0, 9.0], dtype=torch.float64)
+    moved = ranking_of(scores * by + to, null * by[:, None] + to[:, None]).standing()
+    assert [each.p_greater for each in moved] == [each.p_greater for each in ranking_of(scores, null).standing()]
+
+
+def test_p_values_of_standings_are_uniform_where_scores_are_draws():
+    generator, p = torch.Generator().manual_seed(7), []
+    for _ in range(60):
+        draws = torch.randn(10, 21, generator=generator, dtype=torch.float64)
+        p += [each.p_greater for each in ranking_of(draws[:, 0], draws[:, 1:]).standing()]
+    for level in (0.02, 0.1, 0.5):
+        assert np.mean(np.array(p) <= level) == pytest.approx(level, abs=4 * (level * (1 - level) / len(p)) ** 0.5)
+
+
+def test_a_cluster_whose_draws_are_all_the_same_stands_at_the_end_or_in_the_middle():
+    null = torch.tensor([[1.0] * 5, [1.0] * 5, [0.1, 0.4, 0.2, 0.6, 0.3]], dtype=torch.float64)
+    above, equal, _ = ranking_of(torch.tensor([1.5, 1.0, 0.3], dtype=torch.float64), null).standing()
+    assert above.p_greater == 1 / 16
+    assert 0.3 < equal.p_greater <= 1
+    assert above.null_sd == equal.null_sd == 0
