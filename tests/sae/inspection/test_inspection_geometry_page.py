@@ -122,7 +122,7 @@ def test_the_page_says_what_numbers_mean_once_and_what_stands_out_first(page):
     assert seconds[1][-1] == ""
     assert html.index("Furthest from chance") < html.index("Findings")
     assert "1 of 4 numbers that have a null stand out: Benjamini–Hochberg over all 4" in html
-    assert "1 numbers lie beyond all their draws" in html
+    assert "marked “too few draws”; there is 1." in html
     assert "What could not be measured" in html
     assert "seed 7" in html
     assert re.search(r'<td class="x best"><bdi>yes</bdi>', html)
