@@ -232,11 +232,11 @@ def _site_of(dictionaries: Sequence[Dictionary], store: ActivationStore, sites: 
 
 def _of_model(source: str, prompts: Path | None, cache: ResultCache, seed: int) -> Inputs:
     model = load_model(source, stored=None, dtype=None, device=compute_device(None))
-    texts = _prompts(prompts)
+    texts = prompts_from(prompts)
     return Inputs(cache, seed, model=model, prompts=texts, names={"model": SMOLLM2.name if source == DEFAULT else Path(source).name})
 
 
-def _prompts(path: Path | None) -> tuple[str, ...]:
+def prompts_from(path: Path | None) -> tuple[str, ...]:
     """The lines of the file, or stretches of the shipped speeches."""
     if path is not None:
         if not path.is_file():
@@ -251,4 +251,4 @@ def _prompts(path: Path | None) -> tuple[str, ...]:
     from sae.activations.corpus import state_of_the_union
     from sae.evaluation.text_views import sampled_sentences
 
-    return tuple(sampled_sentences((document.text for document in state_of_the_union()), N_PROMPTS, shortest=SHORTEST))
+    return tuple(sampled_sentences((document.text for document in state_of_the_union().documents()), N_PROMPTS, shortest=SHORTEST))

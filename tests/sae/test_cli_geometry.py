@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 import sae.cli.findings as screen
 from sae.cli import app
-from sae.cli.geometry import recognise
+from sae.cli.geometry import N_PROMPTS, SHORTEST, prompts_from, recognise
 from sae.dictionaries.checkpoint import save_dictionary
 from sae.errors import CacheError, ConfigError
 from sae.evaluation.batteries import BATTERIES, MEASURES
@@ -173,3 +173,21 @@ def test_what_a_path_is_is_recognised(made, tmp_path):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text('{"model_type": "llama"}')
     assert recognise(str(tmp_path / "model")) == recognise("default") == recognise("weights.gguf") == "model"
+
+
+def test_without_prompts_a_model_is_measured_on_sentences_of_the_speeches(tmp_path):
+    sentences = prompts_from(None)
+    assert len(sentences) == len(set(sentences)) == N_PROMPTS
+    assert all(len(sentence.split()) >= SHORTEST for sentence in sentences)
+    (tmp_path / "prompts.txt").write_text("one sentence\n\n another one \n")
+    assert prompts_from(tmp_path / "prompts.txt") == ("one sentence", "another one")
+
+
+@pytest.mark.slow
+def test_the_default_model_is_measured_layer_by_layer(tmp_path):
+    (tmp_path / "prompts.txt").write_text("\n".join(prompts_from(None)[:40]))
+    result = geometry(tmp_path, "default", "--prompts", tmp_path / "prompts.txt", "--battery", "layer_quality", out=tmp_path / "out")
+    assert "prompt entropy" in result.output
+    found = read_json(tmp_path / "out" / "findings.json")
+    assert found["inputs"]["Prompts"] == "40"
+    assert len({each["subject"] for group in found["groups"] for each in group["findings"]}) >= 30
