@@ -1,4 +1,4 @@
-"""Statistics of sparse codes, from the codes as they are: how often latents fire, and how unequally.
+"""Statistics of sparse codes, from the codes as they are: how often latents fire, and how unequally; and of dense rows, how unequal they are.
 
     frequency    f_i = #{t: z_ti != 0} / N                       a latent that never fired in N tokens has f < 3 / N with confidence 95%
     Hoyer        (sqrt n - l1 / l2) / (sqrt n - 1)               1 for one non-zero, 0 for equal magnitudes          Hoyer 2004
@@ -7,7 +7,9 @@
     participation ratio   (sum z^2)^2 / sum z^4                  the number of non-zeros where they are equal
 
 The last four are of n numbers, most of which are zero: over the latents of one token, or over the tokens of one latent. The zeros are
-counted, not stored. The rule of three: Hanley & Lippman-Hand 1983, JAMA 249.
+counted, not stored. Of n independent Gaussians with mean 0, n large, Gini is sqrt 2 - 1, l1 / l2 is sqrt(2 n / pi), kurtosis 3 and the participation
+ratio n / 3. The sparseness of Treves & Rolls 1991, (1 - l1^2 / (n l2^2)) / (1 - 1/n), is Hoyer's on another scale.
+The rule of three: Hanley & Lippman-Hand 1983, JAMA 249.
 """
 
 from dataclasses import dataclass
@@ -18,6 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae.errors import ConfigError
+from sae.geometry.rows import require_points
 from sae.geometry.sparsity import require_slots
 
 
@@ -136,6 +139,31 @@ def sparseness(
         gini=gini,
         kurtosis=(size * fourth / second.square()).where(varies, torch.nan),
         participation_ratio=squares.square() / total(z.pow(4)),
+    )
+
+
+def row_sparseness(rows: Float[Tensor, "groups n"]) -> Sparseness:
+    """The same of dense numbers, one group a row: transpose activations for the statistics of each coordinate over the tokens; float64.
+
+    Raises ConfigError for no rows, rows of one number, NaN or Inf.
+    """
+    require_points(rows, minimum=1, argument="rows", where="row_sparseness")
+    n = rows.shape[1]
+    if n < 2:
+        raise ConfigError(f"rows must hold at least 2 numbers to be unequal, got {n} (row_sparseness)")
+    z = rows.detach().double()
+    z = z / z.abs().amax(dim=1, keepdim=True)  # no power over- or underflows; a row of zeros becomes nan
+    ascending = z.abs().sort(dim=1).values
+    ranks = torch.arange(1, n + 1, dtype=torch.float64, device=z.device)
+    l1, squares = ascending.sum(dim=1), z.square().sum(dim=1)
+    centred = z - z.mean(dim=1, keepdim=True)
+    second, fourth = centred.square().sum(dim=1), centred.pow(4).sum(dim=1)
+    varies = second > n * torch.finfo(torch.float64).eps * squares
+    return Sparseness(
+        hoyer=((n**0.5 - l1 / squares.sqrt()) / (n**0.5 - 1)).clamp(0, 1),
+        gini=2 * (ascending @ ranks) / (n * l1) - (n + 1) / n,
+        kurtosis=(n * fourth / second.square()).where(varies, torch.nan),
+        participation_ratio=squares.square() / z.pow(4).sum(dim=1),
     )
 
 

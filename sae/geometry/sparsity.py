@@ -100,6 +100,29 @@ def activation_ratio_for(curve: TailErrors, cett: float) -> float:
     return curve.kept[place].item() if place >= 0 else 1.0
 
 
+def common_cett(curves: Sequence[TailErrors], ratio: float) -> float:
+    """The smallest CETT, the same for all layers, at which on average over the layers at most the share `ratio` of contributions is kept.
+
+    Found by bisection to rounding. Raises ConfigError for no curves and a ratio outside 0..1.
+    """
+    if len(curves) == 0 or not 0 <= ratio <= 1:
+        raise ConfigError(f"curves must be one or more and ratio in 0..1, got {len(curves)} and {ratio} (common_cett)")
+    highest = [curve.errors.cummax(dim=0).values for curve in curves]
+
+    def kept(cett: float) -> float:
+        places = [int(torch.searchsorted(errors, cett, right=True)) - 1 for errors in highest]
+        return sum(curve.kept[place].item() if place >= 0 else 1.0 for curve, place in zip(curves, places, strict=True)) / len(curves)
+
+    low, high = 0.0, max(errors[-1].item() for errors in highest)
+    if kept(low) <= ratio:
+        return low
+    while True:
+        middle = (low + high) / 2
+        if not low < middle < high:
+            return high
+        low, high = (low, middle) if kept(middle) <= ratio else (middle, high)
+
+
 def _place(curve: TailErrors, cett: float) -> int:
     if not cett >= 0:
         raise ConfigError(f"cett must be at least 0, got {cett} (threshold_for)")
@@ -129,6 +152,22 @@ def cett_for_increase(increase_at: Callable[[float], float], increase: float, *,
         else:
             high = middle
     return low
+
+
+def gaussian_like(points: Float[Tensor, "n_points d"], n: int, *, generator: torch.Generator) -> Float[Tensor, "n d"]:
+    """`n` Gaussian rows with the mean and the covariance of `points`: what activations would be with nothing beyond second moments.
+
+        y = mean + sum_t g_t (x_t - mean) / sqrt(n_points - 1),       g_t independent standard normal numbers
+
+    Raises ConfigError for fewer than 2 points, NaN or Inf, and n < 1.
+    """
+    require_points(points, minimum=2, argument="points", where="gaussian_like")
+    if n < 1:
+        raise ConfigError(f"n must be at least 1, got {n} (gaussian_like)")
+    wide = points.detach().float() if points.dtype != torch.float64 else points.detach()
+    mean = wide.mean(dim=0)
+    mixing = torch.randn(n, len(wide), generator=generator, dtype=wide.dtype, device=generator.device).to(wide.device)
+    return mean + mixing @ (wide - mean) / (len(wide) - 1) ** 0.5
 
 
 def needed_latents(

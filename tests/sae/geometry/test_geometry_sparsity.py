@@ -6,13 +6,17 @@ import math
 import numpy as np
 import pytest
 import torch
+from universal import Measure, check, check_calibrated
 
 from sae.dictionaries.codes import SparseCodes
 from sae.errors import ConfigError
-from sae.geometry.densities import densities, sparseness
+from sae.geometry.densities import densities, row_sparseness, sparseness
+from sae.geometry.nulls import compare
 from sae.geometry.sparsity import (
     activation_ratio_for,
     cett_for_increase,
+    common_cett,
+    gaussian_like,
     needed_latents,
     tail_error,
     tail_errors,
@@ -234,6 +238,77 @@ def test_one_active_latent_and_equal_latents_are_the_ends_of_the_scales():
     assert math.isnan(equal.kurtosis.item())
 
 
+def test_rows_have_the_sparseness_of_their_codes_and_columns_that_of_the_tokens():
+    codes = random_codes()
+    dense = codes.dense().double()
+    for rows, over in ((dense, "latents"), (dense.T, "tokens")):
+        found, expected = row_sparseness(rows), sparseness(*slots(codes), n_latents=25, over=over)
+        for name in ("hoyer", "gini", "kurtosis", "participation_ratio"):
+            torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=1e-9, atol=1e-9, equal_nan=True)
+
+
+def test_gaussian_rows_have_the_sparseness_of_the_closed_forms():
+    found = row_sparseness(gaussian(20, 20_000))
+    assert found.gini.mean().item() == pytest.approx(math.sqrt(2) - 1, abs=0.002)
+    assert found.hoyer.mean().item() == pytest.approx(
+        (math.sqrt(20_000) * (1 - math.sqrt(2 / math.pi))) / (math.sqrt(20_000) - 1), abs=0.002
+    )
+    assert found.kurtosis.mean().item() == pytest.approx(3, abs=0.05)
+    assert found.participation_ratio.mean().item() == pytest.approx(20_000 / 3, rel=0.02)
+    laplace = torch.distributions.Laplace(0.0, 1.0).icdf(torch.rand(20, 20_000, generator=torch.Generator().manual_seed(1)).double())
+    assert row_sparseness(laplace).gini.mean().item() == pytest.approx(0.5, abs=0.003)  # of an exponential law
+    assert row_sparseness(laplace).kurtosis.mean().item() == pytest.approx(6, abs=0.3)
+
+
+@pytest.mark.parametrize(
+    "measure",
+    [
+        Measure("gini", lambda x: row_sparseness(x).gini.mean(), rotation=False, scale=True, translation=False, constant_column=True),
+        Measure("hoyer", lambda x: row_sparseness(x).hoyer.mean(), rotation=False, scale=True, translation=False),
+        Measure("kurtosis", lambda x: row_sparseness(x.T).kurtosis.nan_to_num(1).mean(), rotation=False, scale=True, translation=True),
+    ],
+    ids=str,
+)
+def test_sparseness_has_the_properties_of_a_measure(measure):
+    check(measure)
+
+
+def test_gaussian_rows_have_the_mean_and_the_covariance_of_the_points():
+    points = gaussian(40, 6) @ gaussian(6, 6, seed=1) + 3 * gaussian(6, seed=2)
+    drawn = gaussian_like(points, 200_000, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(drawn.mean(0), points.mean(0), rtol=0, atol=0.05)
+    torch.testing.assert_close(drawn.T.cov(), points.T.cov(), rtol=0.03, atol=0.1)
+    assert row_sparseness(drawn.T).kurtosis.tolist() == pytest.approx([3] * 6, abs=0.08)
+    assert gaussian_like(points.half(), 3, generator=torch.Generator().manual_seed(0)).dtype == torch.float32
+
+
+def test_p_values_of_sparseness_are_uniform_on_gaussian_points():
+    def p(seed):
+        generator = torch.Generator().manual_seed(seed)
+        points = torch.randn(120, 5, generator=generator, dtype=torch.float64) @ gaussian(5, 5) + 1
+        draws = [row_sparseness(gaussian_like(points, 120, generator=generator).T).kurtosis.median() for _ in range(19)]
+        return compare(row_sparseness(points.T).kurtosis.median().item(), torch.stack(draws)).p_greater
+
+    check_calibrated(p, n_draws=120)
+
+
+def test_the_common_cett_is_the_smallest_that_keeps_no_more_than_the_share():
+    curves = [tail_errors(gaussian(6, 8, seed=s) * 10.0**s, gaussian(8, 3, seed=9)) for s in range(3)]
+    levels = torch.cat([curve.errors.cummax(0).values for curve in curves]).sort().values
+
+    def kept(cett):
+        return np.mean([activation_ratio_for(curve, cett) for curve in curves])
+
+    for ratio in (0.05, 0.3, 0.5, 0.9):
+        expected = next(level for level in levels.tolist() if kept(level) <= ratio)
+        found = common_cett(curves, ratio)
+        assert found == pytest.approx(expected, rel=1e-12) and kept(found) <= ratio
+    assert common_cett(curves, 1.0) == 0 and kept(common_cett(curves, 0.0)) == 0
+    acts, weights = orthonormal_case()
+    both = [tail_errors(acts, weights), tail_errors(100 * acts, weights)]
+    assert common_cett(both, 0.1) == pytest.approx(0.02999, abs=1e-5)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -255,6 +330,12 @@ def test_one_active_latent_and_equal_latents_are_the_ends_of_the_scales():
         (lambda: densities(torch.tensor([[1]]), torch.ones(1, 1), torch.tensor([2]), n_latents=3), "counts must hold"),
         (lambda: densities(torch.tensor([[1]]), torch.ones(1, 1) * math.inf, torch.tensor([1]), n_latents=3), "values must be finite"),
         (lambda: sparseness(*slots(random_codes()), n_latents=25, over="rows"), "over must be"),
+        (lambda: row_sparseness(gaussian(3, 1)), "at least 2 numbers"),
+        (lambda: row_sparseness(gaussian(3, 4) * math.nan), "finite"),
+        (lambda: gaussian_like(gaussian(1, 4), 3, generator=torch.Generator()), "at least 2"),
+        (lambda: gaussian_like(gaussian(5, 4), 0, generator=torch.Generator()), "n must be at least 1"),
+        (lambda: common_cett([], 0.5), "curves must be one or more"),
+        (lambda: common_cett([tail_errors(gaussian(3, 4), gaussian(4, 2))], 1.5), r"ratio in 0\.\.1"),
         (lambda: sparseness(torch.tensor([[0]]), torch.ones(1, 1), torch.tensor([1]), n_latents=1, over="latents"), "at least 2 latents"),
     ],
 )
