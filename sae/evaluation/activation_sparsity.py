@@ -1,34 +1,35 @@
-"""How many neurons of a language model's MLPs can be zeroed before it notices: CETT thresholds and PPL-p%.
+"""How many neurons of a language model's MLPs can be zeroed before it notices: PPL-p% by CETT thresholds, and the curves of other rules beside it.
 
-    mlp_out = sum_i x_i w_i,   x = what enters the last matrix of the MLP (in a gated MLP act(gate) * up),  w_i = its row i
     per layer: the threshold on |x_i| |w_i| at which CETT, the relative error of mlp_out, has a given value, the same for all layers
     PPL-p%:    the largest such value at which the perplexity rises by p%, by bisection; its thresholds, and the share of neurons still active
+    curves:    perplexity against the share of neurons kept, for CETT thresholds, a fixed threshold, the largest k of each token, and at random
 
-Luo et al. 2024, "Sparsing Law" (arXiv 2411.02335). The definitions are in `sae.geometry.sparsity`. The thresholds come from calibration tokens and the
-perplexity from others. The w_i are read off the model: what it writes when x is a row of the identity. That needs no name of a weight, and shows
-whether the output is linear in the neurons at all, without which a contribution has no length.
+Luo et al. 2024, "Sparsing Law" (arXiv 2411.02335). The definitions are in `sae.geometry.sparsity`, the rules in `sae.evaluation.thinning`. The
+thresholds come from calibration tokens and the perplexity from others.
 """
 
-import functools
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from sae.errors import ConfigError
-from sae.geometry.sparsity import TailErrors, activation_ratio_for, cett_for_increase, tail_errors, threshold_for
-from sae.models.language_model import Edit, LanguageModel
+from sae.evaluation.thinning import (
+    Calibration,
+    Rule,
+    calibrate,
+    keep_contributions,
+    keep_rule,
+    mean_ratio,
+    perplexity,
+    prediction_losses,
+)
+from sae.geometry.sparsity import activation_ratio_for, cett_for_increase, threshold_for
+from sae.models.language_model import LanguageModel
 from sae.models.sites import Site
-
-PROBE_CONTEXT = 64
-"""Tokens of the rows with which the w_i are read off."""
-LINEARITY = 1e-3
-"""How far the output for random neurons may be from the sum of its parts, relative to its length (2% in half precision)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,34 +98,44 @@ def activation_sparsity(
     mlp_out, and one whose MLP output is not linear in its neurons.
     """
     config = config or ActivationSparsityConfig()
-    _require(tokens, mask, "mask")
-    _require(calibration, calibration_mask, "calibration_mask")
-    sites = tuple(model.site(f"blocks.{layer}.mlp.hook_post") for layer in range(model.shape.n_layers))
-    weights = mlp_writers(model)
-    norms = {site: weights[site.layer].double().norm(dim=1).float() for site in sites}
-    curves = _curves(model, sites, weights, calibration, calibration_mask, config)
-    dense = perplexity(model, tokens, mask, batch_rows=config.batch_rows)
+    dense = perplexity(prediction_losses(model, tokens, mask, batch_rows=config.batch_rows))
+    found = calibrate(model, calibration, calibration_mask, max_points=config.max_points, batch_rows=config.batch_rows)
+    return calibrated_sparsity(model, tokens, mask, found, dense=dense, config=config, progress=progress)
+
+
+def calibrated_sparsity(
+    model: LanguageModel,
+    tokens: Int[Tensor, "n_rows context"],
+    mask: Bool[Tensor, "n_rows context"],
+    calibration: Calibration,
+    *,
+    dense: float,
+    config: ActivationSparsityConfig,
+    progress: Callable[[float, float], None] | None = None,
+) -> ActivationSparsity:
+    """`activation_sparsity` with a calibration, and the perplexity of the untouched model, that are there already."""
+    sites, curves = calibration.sites, calibration.curves
     steps: list[tuple[float, float]] = []
 
+    def sparse_at(cett: float, kept: dict[Site, int] | None = None) -> float:
+        keep = keep_contributions(calibration, {site: threshold_for(curves[site], cett) for site in sites})
+        return perplexity(prediction_losses(model, tokens, mask, keep=keep, batch_rows=config.batch_rows, kept=kept))
+
     def increase_at(cett: float) -> float:
-        thresholds = {site: threshold_for(curves[site], cett) for site in sites}
-        sparse = perplexity(model, tokens, mask, norms=norms, thresholds=thresholds, batch_rows=config.batch_rows)
-        steps.append((cett, sparse / dense - 1))
+        steps.append((cett, sparse_at(cett) / dense - 1))
         if progress is not None:
             progress(*steps[-1])
         return steps[-1][1]
 
     cett = cett_for_increase(increase_at, config.increase, high=config.highest_cett, tolerance=config.tolerance)
-    thresholds = {site: threshold_for(curves[site], cett) for site in sites}
     kept = dict.fromkeys(sites, 0)
-    sparse = perplexity(model, tokens, mask, norms=norms, thresholds=thresholds, batch_rows=config.batch_rows, kept=kept)
-    n_used = int(mask.sum())
+    sparse = sparse_at(cett, kept)
     return ActivationSparsity(
         sites=sites,
         cett=cett,
-        thresholds=torch.tensor([thresholds[site] for site in sites], dtype=torch.float64),
+        thresholds=torch.tensor([threshold_for(curves[site], cett) for site in sites], dtype=torch.float64),
         calibration_ratio=torch.tensor([activation_ratio_for(curves[site], cett) for site in sites], dtype=torch.float64),
-        activation_ratio=torch.tensor([kept[site] / (n_used * site.width) for site in sites], dtype=torch.float64),
+        activation_ratio=mean_ratio(kept, sites, int(mask.sum())),
         perplexity_dense=dense,
         perplexity_sparse=sparse,
         steps=torch.tensor(steps, dtype=torch.float64),
@@ -132,98 +143,97 @@ def activation_sparsity(
     )
 
 
-def mlp_writers(model: LanguageModel) -> dict[int, Float[Tensor, "d_mlp d_model"]]:
-    """Row i of the result for a layer is what its neuron i, at 1, adds to mlp_out (float32, CPU), without the bias.
+@dataclass(frozen=True, kw_only=True)
+class SparsityCurveConfig:
+    """Where a curve is computed, and the rise whose share of neurons is looked for."""
 
-    All layers are read in passes over d_mlp + 2 tokens altogether. Raises ConfigError for a model without mlp_post or mlp_out, and where the
-    output for random neurons is not the sum of their parts.
-    """
-    layers = range(model.shape.n_layers)
-    inner = [model.site(f"blocks.{layer}.mlp.hook_post") for layer in layers]
-    outer = [model.site(f"blocks.{layer}.hook_mlp_out") for layer in layers]
-    widths = {site.width for site in inner}
-    if len(widths) != 1:
-        raise ConfigError(f"the MLPs of {model.name} must have one width, got {sorted(widths)} (mlp_writers)")
-    width, context = widths.pop(), min(PROBE_CONTEXT, model.shape.n_ctx)
-    random = torch.randn(1, width, generator=torch.Generator().manual_seed(0))
-    probes = torch.cat([torch.zeros(1, width), random, torch.eye(width)])
-    n_rows = -(-len(probes) // context)
-    probes = torch.cat([probes, torch.zeros(n_rows * context - len(probes), width)]).unflatten(0, (n_rows, context))
-    tokens = torch.zeros(n_rows, context, dtype=torch.long)
-    found = model.capture(tokens, outer, edits=[Edit.replace(site, probes) for site in inner])
-    written: dict[int, Tensor] = {}
-    for site in outer:
-        flat = found[site].flatten(0, 1).float().cpu()
-        bias, mixed, rows = flat[0], flat[1], flat[2 : 2 + width] - flat[0]
-        expected = (random.double() @ rows.double())[0] + bias.double()
-        allowed = LINEARITY if model.dtype == torch.float32 else 20 * LINEARITY
-        if (mixed - expected).norm() > allowed * mixed.norm():
+    ratios: tuple[float, ...] = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
+    """Shares of neurons kept, descending, inside 0..1."""
+    increase: float = 0.01
+    """p/100 of PPL-p%: the allowed rise of the perplexity, relative."""
+    tolerance: float = 0.01
+    """Width of the share at which the bisection for that rise ends."""
+    batch_rows: int = 8
+    """Rows of one pass."""
+    seed: int = 0
+    """Of the neurons kept at random."""
+
+    def __post_init__(self) -> None:
+        falls = all(a > b for a, b in zip((1.0, *self.ratios), (*self.ratios, 0.0), strict=True))
+        if not self.ratios or not falls or not self.tolerance > 0:
             raise ConfigError(
-                f"mlp_out of layer {site.layer} of {model.name} is not linear in its neurons (a norm after the MLP?): no contributions"
+                f"ratios must descend inside 0..1 and tolerance be positive, got {self.ratios} and {self.tolerance} (SparsityCurveConfig)"
             )
-        written[site.layer] = rows
-    return written
 
 
-def perplexity(
+@dataclass(frozen=True, eq=False)
+class SparsityCurve:
+    """Perplexity against the share of neurons that a rule keeps."""
+
+    rule: Rule
+    """The rule."""
+    asked: Float[Tensor, " points"]
+    """Share of neurons for which the rule was set, descending, 0..1."""
+    activation_ratio: Float[Tensor, "points layers"]
+    """Share of neurons kept on the evaluation tokens, 0..1."""
+    perplexity: Float[Tensor, " points"]
+    """With the neurons that are kept."""
+    crossing: float
+    """Smallest share that was asked for before the perplexity first rises by more than `increase`, coming down from 1, to `tolerance`."""
+
+    @property
+    def mean_ratio(self) -> Float[Tensor, " points"]:
+        """Share of neurons kept on the evaluation tokens, mean over layers."""
+        return self.activation_ratio.mean(dim=1)
+
+    @property
+    def crossing_ratio(self) -> Float[Tensor, " layers"]:
+        """Share of neurons kept on the evaluation tokens at the crossing; 1 where nothing could be left out."""
+        at = (self.asked == self.crossing).nonzero().flatten()
+        return self.activation_ratio[at[0]] if len(at) else torch.ones_like(self.activation_ratio[0])
+
+
+def sparsity_curve(
     model: LanguageModel,
     tokens: Int[Tensor, "n_rows context"],
     mask: Bool[Tensor, "n_rows context"],
+    calibration: Calibration,
+    rule: Rule,
     *,
-    norms: Mapping[Site, Tensor] | None = None,
-    thresholds: Mapping[Site, float] | None = None,
-    batch_rows: int = 8,
-    kept: dict[Site, int] | None = None,
-) -> float:
-    """exp of the mean cross-entropy of the predictions made where the mask is true, with |x_i| * norms[i] up to the site's threshold zeroed there.
+    dense: float,
+    config: SparsityCurveConfig | None = None,
+) -> SparsityCurve:
+    """The curve of one rule, at `config.ratios` and where the bisection goes, and the share of neurons at which the perplexity rises by p%.
 
-    Without `thresholds` the model is untouched. `kept` gets the number of neurons above the threshold added, per site.
-    Raises ConfigError as `activation_sparsity` does for the mask.
+    `dense` is the perplexity of the untouched model on the same tokens. One pass over `tokens` per point: the ratios and about
+    log2(their distance / tolerance). Raises ConfigError as `prediction_losses` and `keep_rule`.
     """
-    _require(tokens, mask, "mask")
-    total, count = 0.0, 0
-    for start in range(0, len(tokens), batch_rows):
-        rows, use = tokens[start : start + batch_rows], mask[start : start + batch_rows].to(model.device)
-        edits = [
-            Edit.replace(site, functools.partial(_thinned, use=use, norms=(norms or {})[site], threshold=threshold, kept=kept, site=site))
-            for site, threshold in (thresholds or {}).items()
-        ]
-        with torch.no_grad():
-            logits = model.run(rows, edits)[:, :-1]
-        losses = cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten().to(logits.device).long(), reduction="none")
-        counted = use[:, :-1].flatten()
-        total += float(losses.double()[counted].sum())
-        count += int(counted.sum())
-    return math.exp(total / count)
+    config = config or SparsityCurveConfig()
+    points: dict[float, tuple[float, Tensor]] = {}
+    n_used = int(mask.sum())
 
+    def allowed(ratio: float) -> bool:
+        if ratio not in points:
+            kept = dict.fromkeys(calibration.sites, 0)
+            keep = keep_rule(rule, calibration, ratio, seed=config.seed)
+            losses = prediction_losses(model, tokens, mask, keep=keep, batch_rows=config.batch_rows, kept=kept)
+            points[ratio] = perplexity(losses), mean_ratio(kept, calibration.sites, n_used)
+        return points[ratio][0] <= (1 + config.increase) * dense
 
-def _thinned(acts: Tensor, *, use: Tensor, norms: Tensor, threshold: float, kept: dict[Site, int] | None, site: Site) -> Tensor:
-    large = acts.abs() * norms.to(acts) > threshold
-    if kept is not None:
-        kept[site] += int((large & use[..., None]).sum())
-    return acts * (large | ~use[..., None])
-
-
-def _curves(
-    model: LanguageModel,
-    sites: Sequence[Site],
-    weights: Mapping[int, Tensor],
-    calibration: Tensor,
-    mask: Tensor,
-    config: ActivationSparsityConfig,
-) -> dict[Site, TailErrors]:
-    """CETT of every layer on the calibration tokens, each layer with the layers before it untouched."""
-    parts: dict[Site, list[Tensor]] = {site: [] for site in sites}
-    for start in range(0, len(calibration), config.batch_rows):
-        rows, use = calibration[start : start + config.batch_rows], mask[start : start + config.batch_rows].to(model.device)
-        for site, acts in model.capture(rows, sites).items():
-            parts[site].append(acts[use].float().cpu())
-    return {site: tail_errors(torch.cat(parts.pop(site)), weights[site.layer], max_points=config.max_points) for site in sites}
-
-
-def _require(tokens: Tensor, mask: Tensor, argument: str) -> None:
-    if tokens.shape != mask.shape or not bool(mask[:, :-1].any()):
-        counted = int(mask[:, :-1].sum())
-        raise ConfigError(
-            f"{argument} must have the shape of its tokens {tuple(tokens.shape)} and allow a position before the last, got {counted}"
-        )
+    verdicts = [allowed(ratio) for ratio in config.ratios]
+    refused = verdicts.index(False) if False in verdicts else len(verdicts)
+    high, low = (1.0, *config.ratios)[refused], (*config.ratios, 0.0)[refused]
+    if low > 0 or not allowed(low):
+        while high - low > config.tolerance:
+            middle = (low + high) / 2
+            low, high = (low, middle) if allowed(middle) else (middle, high)
+    else:
+        high = low
+    asked = sorted(points, reverse=True)
+    return SparsityCurve(
+        rule=rule,
+        asked=torch.tensor(asked, dtype=torch.float64),
+        activation_ratio=torch.stack([points[ratio][1] for ratio in asked]),
+        perplexity=torch.tensor([points[ratio][0] for ratio in asked], dtype=torch.float64),
+        crossing=high,
+    )

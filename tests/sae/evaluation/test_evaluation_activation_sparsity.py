@@ -1,13 +1,13 @@
-"""PPL-p% on tiny models: against the weights themselves, and against doing nothing and everything."""
+"""PPL-p% on tiny models: the thresholds against the definition of CETT, and the rise that they allow."""
 
 import pytest
 import torch
-from tiny import tiny_hf_model, tiny_language_model, tiny_tokenizer
+from tiny import tiny_language_model
 
 from sae.errors import ConfigError
-from sae.evaluation.activation_sparsity import ActivationSparsityConfig, activation_sparsity, mlp_writers, perplexity
+from sae.evaluation.activation_sparsity import ActivationSparsityConfig, activation_sparsity
+from sae.evaluation.thinning import mlp_writers
 from sae.geometry.sparsity import tail_error
-from sae.models.language_model import Edit, LanguageModel
 
 CONFIG = ActivationSparsityConfig(increase=0.01, tolerance=1e-3, batch_rows=3)
 
@@ -38,46 +38,6 @@ def found(model):
     tokens, mask = spoken(model, 5, 14, 1)
     calibration, calibration_mask = rows(model, 4, 11, 2)
     return activation_sparsity(model, tokens, mask, calibration=calibration, calibration_mask=calibration_mask, config=CONFIG)
-
-
-@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
-def test_what_neurons_write_is_the_last_matrix_of_the_mlp(architecture):
-    hf = tiny_hf_model(seed=3, architecture=architecture)
-    weights = [
-        (block.mlp.down_proj.weight.T if architecture == "llama" else block.mlp.c_proj.weight).detach().clone()
-        for block in (hf.model.layers if architecture == "llama" else hf.transformer.h)
-    ]
-    model = LanguageModel.load(hf, tokenizer=tiny_tokenizer())
-    written = mlp_writers(model)
-    assert list(written) == list(range(model.shape.n_layers))
-    for layer, expected in enumerate(weights):
-        torch.testing.assert_close(written[layer], expected, rtol=1e-4, atol=1e-5)
-
-
-def test_perplexity_is_that_of_the_counted_predictions(model):
-    tokens, mask = rows(model, 5, 14, 1)
-    log_p = model.run(tokens).log_softmax(-1)[:, :-1].gather(2, tokens[:, 1:, None])[..., 0]
-    expected = (-log_p[mask[:, :-1]]).mean().exp().item()
-    for size in (1, 3, 8):
-        assert perplexity(model, tokens, mask, batch_rows=size) == pytest.approx(expected, rel=1e-5)
-
-
-def test_thresholds_zero_the_small_contributions_and_no_others(model):
-    tokens, mask = rows(model, 5, 14, 1)
-    sites = [model.site(f"blocks.{layer}.mlp.hook_post") for layer in range(4)]
-    norms = {site: mlp_writers(model)[site.layer].norm(dim=1) for site in sites}
-    dense = perplexity(model, tokens, mask)
-    assert perplexity(model, tokens, mask, norms=norms, thresholds=dict.fromkeys(sites, 0.0)) == pytest.approx(dense, rel=1e-6)
-    kept = dict.fromkeys(sites, 0)
-    everything = perplexity(model, tokens, mask, norms=norms, thresholds=dict.fromkeys(sites, 1e9), kept=kept)
-    assert set(kept.values()) == {0} and everything != pytest.approx(dense, rel=1e-3)
-    edits = [Edit.replace(site, lambda acts: acts * ~mask[..., None]) for site in sites]  # what the mask leaves out keeps its neurons
-    log_p = model.run(tokens, edits).log_softmax(-1)[:, :-1].gather(2, tokens[:, 1:, None])[..., 0]
-    assert everything == pytest.approx((-log_p[mask[:, :-1]]).mean().exp().item(), rel=1e-5)
-    acts = model.capture(tokens, sites[:1])[sites[0]]
-    one = dict.fromkeys(sites, 0)
-    perplexity(model, tokens, mask, norms=norms, thresholds={sites[0]: 0.05}, kept=one)
-    assert one[sites[0]] == int(((acts.abs() * norms[sites[0]] > 0.05) & mask[..., None]).sum())
 
 
 def test_the_found_thresholds_share_a_relative_error_and_allow_the_rise(model, found):
@@ -115,10 +75,3 @@ def test_bad_requests_are_refused_by_name(model, unchecked):
     with pytest.raises(ConfigError, match="increase must be crossed"):
         config = ActivationSparsityConfig(increase=1e6, batch_rows=8)
         activation_sparsity(model, tokens, mask, calibration=tokens, calibration_mask=mask, config=config)
-
-
-def test_an_mlp_whose_output_is_normed_has_no_contributions():
-    hf = tiny_hf_model(seed=3)
-    hf.model.layers[1].mlp.register_forward_hook(lambda module, args, output: torch.nn.functional.normalize(output, dim=-1))
-    with pytest.raises(ConfigError, match=r"layer 1 .* not linear in its neurons"):
-        mlp_writers(LanguageModel.load(hf, tokenizer=tiny_tokenizer()))
