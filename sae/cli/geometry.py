@@ -37,7 +37,7 @@ OF_KIND = {
     frozenset({"dictionary", "other", "store"}): ("pair",),
     frozenset({"store"}): ("activations",),
     frozenset({"store", "sites"}): ("activations", "layers"),
-    frozenset({"model"}): ("layer_quality",),
+    frozenset({"model"}): ("layer_quality", "sparsity"),
 }
 """Batteries that are run when none is named."""
 N_PROMPTS, SHORTEST = 640, 12

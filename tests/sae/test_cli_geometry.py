@@ -78,7 +78,7 @@ def test_a_store_is_measured_site_by_site_and_its_sites_beside_each_other(made, 
     geometry(made, made / "acts", out=tmp_path / "g")
     found = read_json(tmp_path / "g" / "findings.json")
     groups = {group["measure"]: group for group in found["groups"]}
-    assert set(groups) == {"spectrum", "isotropy", "dimension", "layers"}
+    assert set(groups) == {"spectrum", "isotropy", "sparseness", "dimension", "layers"}
     assert {f["subject"] for f in groups["spectrum"]["findings"]} == set(SITES)
     assert groups["layers"]["findings"][0]["subject"].startswith("CKA")
     page = (tmp_path / "g" / "report" / "index.html").read_text()

@@ -1,4 +1,4 @@
-"""Measures of activations at one site as a cloud of points: spectrum and isotropy. Nulls are isotropic clouds of as many points."""
+"""Measures of activations at one site as a cloud of points: spectrum and isotropy, beside isotropic clouds; and sparseness, beside Gaussian ones."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,14 +8,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sae.errors import ConfigError
 from sae.evaluation.batteries.drawing import null_band
 from sae.evaluation.batteries.findings import Quantity, of_null
 from sae.evaluation.batteries.inputs import Inputs
 from sae.evaluation.batteries.measure import Measure, Outcome
-from sae.evaluation.figures import Axis, Figure, Series
+from sae.evaluation.figures import Axis, Figure, Rule, Series
 from sae.fingerprint import digest
+from sae.geometry.densities import row_sparseness
 from sae.geometry.layerwise.uniformity import sphere_uniformity, uniformity, wasserstein_uniformity
 from sae.geometry.nulls import compare
+from sae.geometry.sparsity import gaussian_like
 from sae.geometry.spectrum import (
     average_cosine,
     covariance_eigenvalues,
@@ -210,4 +213,120 @@ ISOTROPY_MEASURE = Measure(
     quick=IsotropyConfig(n_tokens=1000),
     each_site=True,
     curves=("average cosine", "Wasserstein uniformity"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SparsenessConfig:
+    """Settings of `sparseness`."""
+
+    n_tokens: int = 1000
+    """Tokens, drawn at random."""
+    n_null: int = 39
+    """Null clouds."""
+
+
+def sparseness_of_activations(inputs: Inputs, config: SparsenessConfig) -> Outcome:
+    """How unequal the coordinates of a token are, and the values of a coordinate over the tokens, beside Gaussian points of the same covariance."""
+    points = inputs.points(inputs.site, config.n_tokens).double()
+    if len(points) < 4:
+        raise ConfigError(f"site must have at least 4 tokens that are not masked, got {len(points)} in {inputs.site}")
+    constant = points.amax(dim=0) == points.amin(dim=0)
+    if bool(constant.all()):
+        raise ConfigError(f"site must have a coordinate that varies, got none over {len(points)} tokens in {inputs.site}")
+    points = points[:, ~constant]
+    values, kurtosis = _unequal(points)
+    generator = inputs.generator(f"Gaussian points of {inputs.site}")
+    draws = [_unequal(gaussian_like(points, len(points), generator=generator)) for _ in range(config.n_null)]
+    note = f"{len(points):,} tokens of width {points.shape[1]}" + (
+        f"; {int(constant.sum())} constant coordinates left out" if constant.any() else ""
+    )
+    numbers = tuple(of_null(q, compare(values[q.name], [found[q.name] for found, _ in draws]), note=note) for q in SPARSENESS_QUANTITIES)
+    return Outcome(numbers, (_kurtosis_figure(inputs.site, kurtosis, torch.stack([each for _, each in draws])),))
+
+
+def _unequal(points: Float[Tensor, "n d"]) -> tuple[dict[str, float], Float[Tensor, " d"]]:
+    """The statistics, and the kurtosis of every coordinate, descending."""
+    of_token, of_coordinate = row_sparseness(points[points.abs().amax(dim=1) > 0]), row_sparseness(points.T)
+    kurtosis = of_coordinate.kurtosis.nan_to_num(1.0).sort(descending=True).values
+    found = {
+        "Gini of a token": of_token.gini.mean(),
+        "Hoyer of a token": of_token.hoyer.mean(),
+        "Gini of a coordinate": of_coordinate.gini.median(),
+        "kurtosis of a coordinate": kurtosis.median(),
+        "largest kurtosis": kurtosis[0],
+    }
+    return {name: value.item() for name, value in found.items()}, kurtosis
+
+
+def _kurtosis_figure(site: str, values: Float[Tensor, " d"], draws: Float[Tensor, "n_null d"]) -> Figure:
+    ranks = torch.unique(
+        torch.logspace(0, torch.log10(torch.tensor(float(len(values)))).item(), SHOWN).round().long().clamp(1, len(values))
+    )
+    return Figure(
+        f"Kurtosis of the coordinates of {site}",
+        Axis("coordinate, by rank", scale="log"),
+        Axis("kurtosis", scale="log"),
+        (
+            null_band("Gaussian, same covariance", ranks.tolist(), draws[:, ranks - 1]),
+            Series("activations", tuple(ranks.tolist()), tuple(values[ranks - 1].tolist())),
+        ),
+        (Rule("y", 3, "Gaussian"),),
+        "Coordinates on the left are small on most tokens and large on few.",
+    )
+
+
+GAUSSIAN = "as many Gaussian points of the same mean and covariance"
+SPARSENESS_QUANTITIES = (
+    Quantity(
+        "Gini of a token",
+        "How unequal the magnitudes of a token's coordinates are, mean over tokens: 0 where all are equal, 0.41 where they are independent and "
+        "Gaussian, 1 where one has it all.",
+        "Gini 1912; Hurley & Rickard 2009, arXiv 0811.4706",
+        alternative="greater",
+        null=GAUSSIAN,
+    ),
+    Quantity(
+        "Hoyer of a token",
+        "The same by the ratio of the l1 and l2 norms, for which the largest coordinates count for more: 0 equal, 0.2 Gaussian, 1 one has it all.",
+        "Hoyer 2004",
+        alternative="greater",
+        null=GAUSSIAN,
+    ),
+    Quantity(
+        "Gini of a coordinate",
+        "How unequal the magnitudes of a coordinate are over the tokens, in the middle coordinate: near 1 where it speaks on few tokens only.",
+        "Gini 1912; Hurley & Rickard 2009, arXiv 0811.4706",
+        alternative="greater",
+        null=GAUSSIAN,
+    ),
+    Quantity(
+        "kurtosis of a coordinate",
+        "Tails of the middle coordinate over the tokens: 3 for a Gaussian, more where few tokens are far out: coordinates that mean something.",
+        "fourth standardised moment",
+        alternative="greater",
+        null=GAUSSIAN,
+    ),
+    Quantity(
+        "largest kurtosis",
+        "The same of the coordinate with the heaviest tails: very large where a coordinate is massive on a few tokens.",
+        "fourth standardised moment",
+        alternative="greater",
+        null=f"{GAUSSIAN}, the largest of their coordinates",
+    ),
+)
+SPARSENESS = Measure(
+    name="sparseness",
+    title="Sparseness of activations",
+    text=(
+        "Whether activations are sparse as they are, in the model's own coordinates: how unequal the coordinates of a token are, and how heavy the tails "
+        "of a coordinate. A rotation of the space would change these numbers; Gaussian points have as little sparseness in any coordinates."
+    ),
+    needs=("store",),
+    quantities=SPARSENESS_QUANTITIES,
+    compute=sparseness_of_activations,
+    config=SparsenessConfig(),
+    quick=SparsenessConfig(n_tokens=400, n_null=19),
+    each_site=True,
+    curves=("Gini of a token", "kurtosis of a coordinate", "largest kurtosis"),
 )

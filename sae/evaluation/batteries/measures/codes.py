@@ -1,4 +1,4 @@
-"""Measures of a dictionary's codes on a store: how often latents fire, and how near the atoms are that fire together."""
+"""Measures of a dictionary's codes on a store: how often latents fire, how unequally, how many are needed, and how near atoms are that fire together."""
 
 from dataclasses import dataclass
 
@@ -8,11 +8,15 @@ from torch import Tensor
 
 from sae.dictionaries.codes import SparseCodes
 from sae.errors import ConfigError
-from sae.evaluation.batteries.findings import Number, Quantity
+from sae.evaluation.batteries.drawing import null_band
+from sae.evaluation.batteries.findings import Number, Quantity, of_null
 from sae.evaluation.batteries.inputs import Inputs
 from sae.evaluation.batteries.measure import Measure, Outcome
 from sae.evaluation.figures import Axis, Figure, Rule, Series
 from sae.geometry.coherence import compare_coactivated_babel
+from sae.geometry.densities import sparseness
+from sae.geometry.nulls import compare
+from sae.geometry.sparsity import needed_latents
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,4 +184,145 @@ DENSITY = Measure(
     compute=density,
     config=DensityConfig(),
     quick=DensityConfig(n_tokens=20_000),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodeSparsenessConfig:
+    """Settings of `code_sparseness`."""
+
+    n_tokens: int = 10_000
+    """Tokens, whole rows of the store drawn at random."""
+    n_null: int = 39
+    """Null draws."""
+
+
+def code_sparseness(inputs: Inputs, config: CodeSparsenessConfig) -> Outcome:
+    """How unequal the values of a token's latents are, and those of a latent over its tokens, beside the same values dealt anew."""
+    codes = inputs.codes(config.n_tokens).codes
+    active = codes.active()
+    if int(codes.counts.max()) < 2:
+        raise ConfigError(f"codes must have a token with at least 2 active latents, got at most {int(codes.counts.max())}")
+    found = _unequal(codes, codes.values)
+    generator = inputs.generator("values of codes")
+    draws = []
+    for _ in range(config.n_null):
+        dealt = codes.values.clone()
+        dealt[active] = codes.values[active][torch.randperm(int(active.sum()), generator=generator)]
+        draws.append(_unequal(codes, dealt))
+    note = f"{len(codes):,} tokens, {int(active.sum()):,} values"
+    return Outcome(tuple(of_null(q, compare(found[q.name], [d[q.name] for d in draws]), note=note) for q in CODE_SPARSENESS_QUANTITIES))
+
+
+def _unequal(codes: SparseCodes, values: Float[Tensor, "n k"]) -> dict[str, float]:
+    """The statistics of values in the slots of the codes; tokens and latents without any are left out."""
+    of_token = sparseness(codes.indices, values, codes.counts, n_latents=codes.d_sae, over="latents")
+    of_latent = sparseness(codes.indices, values, codes.counts, n_latents=codes.d_sae, over="tokens")
+    return {
+        "Gini of a token's code": of_token.gini.nanmean().item(),
+        "effective latents of a token": of_token.participation_ratio.nanmean().item(),
+        "Gini of a latent": of_latent.gini.nanmedian().item(),
+    }
+
+
+DEALT = "the values of all active latents dealt anew to the places that are active"
+CODE_SPARSENESS_QUANTITIES = (
+    Quantity(
+        "Gini of a token's code",
+        "How unequal the latents of a token are, those at zero among them: 1 - 1 / n where one of n has it all.",
+        "Gini 1912; Hurley & Rickard 2009, arXiv 0811.4706",
+        null=DEALT,
+    ),
+    Quantity(
+        "effective latents of a token",
+        "How many latents carry a token, counting each by its share of the squares: the number of active ones where their values are equal.",
+        "(sum z^2)^2 / sum z^4",
+        "latents",
+        null=DEALT,
+    ),
+    Quantity(
+        "Gini of a latent",
+        "How unequal the values of a latent are over the tokens, those at zero among them, in the middle of the living latents.",
+        "Gini 1912; Hurley & Rickard 2009, arXiv 0811.4706",
+        null=DEALT,
+    ),
+)
+CODE_SPARSENESS = Measure(
+    name="code_sparseness",
+    title="Sparseness of codes",
+    text=(
+        "How unequal the active latents of a token are, and the values of a latent. Which latents are active is the same in the null, so that it is "
+        "their values alone that are compared: below it a token's latents are more alike in size than any of the sample."
+    ),
+    needs=("dictionary", "store"),
+    quantities=CODE_SPARSENESS_QUANTITIES,
+    compute=code_sparseness,
+    config=CodeSparsenessConfig(n_null=99),
+    quick=CodeSparsenessConfig(n_tokens=2000),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NeededConfig:
+    """Settings of `needed_latents`."""
+
+    n_tokens: int = 2000
+    """Tokens, whole rows of the store drawn at random."""
+    errors: tuple[float, ...] = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7)
+    """Relative errors, ascending."""
+    n_null: int = 99
+    """Null draws."""
+
+
+def needed(inputs: Inputs, config: NeededConfig) -> Outcome:
+    """How many latents a token keeps for a relative error, beside atoms dealt to the latents at random."""
+    codes = inputs.codes(config.n_tokens).codes
+    atoms = inputs.chosen("dictionary").W_dec.detach().float()
+    alive = torch.bincount(codes.indices[codes.active()].long(), minlength=codes.d_sae) > 0
+    if not bool(alive.any()):
+        raise ConfigError(f"dictionary must have a latent that fires on {len(codes):,} tokens, got none")
+    index, counts, rows = _compact(codes, alive, atoms)
+
+    def mean_needed(dealt: Float[Tensor, "m d"]) -> Float[Tensor, " errors"]:
+        return needed_latents(index, codes.values, counts, dealt, errors=config.errors).double().mean(dim=1)
+
+    generator = inputs.generator("needed latents")
+    found = mean_needed(rows)
+    draws = torch.stack([mean_needed(rows[torch.randperm(len(rows), generator=generator)]) for _ in range(config.n_null)])
+    note = f"{len(codes):,} tokens with {codes.counts.double().mean().item():.1f} active latents"
+    numbers = tuple(
+        of_null(NEEDED_QUANTITY, compare(found[i].item(), draws[:, i]), subject=f"relative error {error:g}", note=note)
+        for i, error in enumerate(config.errors)
+    )
+    figure = Figure(
+        "Latents needed for an error",
+        Axis("relative error", scale="log"),
+        Axis("latents, mean over tokens"),
+        (null_band("atoms dealt at random", config.errors, draws), Series("codes", config.errors, tuple(found.tolist()))),
+        (Rule("y", codes.counts.double().mean().item(), "active"),),
+        "The error is that of the sum of a token's atoms without its smallest contributions, relative to its length.",
+    )
+    return Outcome(numbers, (figure,))
+
+
+NEEDED_QUANTITY = Quantity(
+    "latents needed",
+    "How many latents a token keeps when its smallest contributions are left out for as long as the relative error stays within the given one: few "
+    "where few latents do the work.",
+    "Luo et al. 2024, arXiv 2411.02335 (CETT), over latents",
+    "latents",
+    null="the dictionary's atoms dealt to the latents at random",
+)
+NEEDED = Measure(
+    name="needed_latents",
+    title="Latents needed for an error",
+    text=(
+        "How many of a token's active latents are needed for its reconstruction. With the atoms dealt to other latents the values are the same and only "
+        "the angles change: atoms of one token that add up need fewer, and those that cancel need more."
+    ),
+    needs=("dictionary", "store"),
+    quantities=(NEEDED_QUANTITY,),
+    compute=needed,
+    config=NeededConfig(),
+    quick=NeededConfig(n_tokens=500),
 )
