@@ -84,14 +84,26 @@ ALTERNATIVES: dict[str, Alternative] = {
     "isoscore": "less",
 }
 """Which side is an effect; both for the others."""
+SKEAN = "Skean et al. 2025, arXiv 2502.02013"
+SOURCES = {
+    "von_neumann_entropy": "Kim et al. 2023, arXiv 2304.01434",
+    "lidar": "Thilak et al. 2023, arXiv 2312.04000",
+    "alignment": "Wang & Isola 2020, arXiv 2005.10242",
+    "uniformity": "Wang & Isola 2020, arXiv 2005.10242",
+    "wasserstein_uniformity": "Fang et al. 2024, arXiv 2403.00642",
+    "average_cosine": "Ethayarajh 2019, arXiv 1909.00512",
+    "participation_ratio": "(sum l)^2 / sum l^2",
+    "effective_rank": "Roy & Vetterli 2007",
+    "stable_rank": "sum l / largest l",
+    "isoscore": "Rudman et al. 2022, arXiv 2108.07344",
+}
+"""Where the definition is from; for the others it is that of Skean et al."""
 
 
 def _quantity(name: str, about: str) -> Quantity:
     meaning, _, null = about.partition("; null: ")
     sentence = f"{meaning[0].upper()}{meaning[1:]}."
-    return Quantity(
-        _title(name), sentence, "Skean et al. 2025, arXiv 2502.02013", alternative=ALTERNATIVES.get(name, "two-sided"), null=null
-    )
+    return Quantity(_title(name), sentence, SOURCES.get(name, SKEAN), alternative=ALTERNATIVES.get(name, "two-sided"), null=null)
 
 
 QUANTITIES = tuple(_quantity(name, about) for name, about in METRICS.items())
