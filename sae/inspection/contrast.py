@@ -1,0 +1,84 @@
+"""Which latents tell two sets of texts apart, with what chance gives.
+
+    score(text, i) = v_i of largest magnitude over the text's tokens, 0 where i fires on none      (or the mean of v_i over them)
+    AUC(i)         = P(score_a > score_b) + P(score_a = score_b) / 2                               (Mann and Whitney, 1947)
+
+Latents are ranked by |AUC - 1/2|, then by |mean_a - mean_b|, then by id. With many latents and few texts some separate any division of the
+texts: the null divides them anew at random and keeps the largest |AUC - 1/2| of all latents, so its p-value holds for the best of the
+list (P. Westfall and S. Young, "Resampling-Based Multiple Testing", 1993).
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float, Integer
+from scipy.stats import rankdata
+
+from sae.errors import ConfigError
+from sae.inspection.encoded import Contrast, EncodedText
+
+MIN_TEXTS = 4
+"""Fewest texts of each set for the null: of 4 and 4 there are 70 divisions."""
+N_DIVISIONS = 400
+"""Random divisions of the texts drawn for the null."""
+
+CONTRAST_DEFINITION = (
+    "Ranked by how far the AUC is from 1/2: the probability that a text of the first set scores above one of the second, ties counted half. "
+    "A text's score is the latent's value of largest magnitude over its tokens (0 where it does not fire). The p-value is the share of "
+    f"{N_DIVISIONS} random divisions of the same texts into sets of these sizes in which the best of all latents does as well; it is given "
+    f"for sets of at least {MIN_TEXTS} texts."
+)
+
+
+def contrast_texts(
+    texts_a: Sequence[EncodedText], texts_b: Sequence[EncodedText], *, n: int, score: Literal["max", "mean"] = "max", seed: int = 0
+) -> list[Contrast]:
+    """The `n` latents that tell the two sets apart best; see the module's text. Raises ConfigError for n < 1 or an unknown score."""
+    if isinstance(n, bool) or n < 1:
+        raise ConfigError(f"n must be at least 1, got {n!r} (contrast)")
+    if score not in ("max", "mean"):
+        raise ConfigError(f"score must be 'max' or 'mean', got {score!r} (contrast)")
+    ids, scores = text_scores([*texts_a, *texts_b], score=score)
+    n_a, n_b = len(texts_a), len(texts_b)
+    ranks = rankdata(scores, axis=0)
+    auc = (ranks[:n_a].sum(0) - n_a * (n_a + 1) / 2) / (n_a * n_b)
+    means, shares = [[f(part, axis=0) for part in (scores[:n_a], scores[n_a:])] for f in (np.mean, _share)]
+    order = np.lexsort((ids, -np.abs(means[0] - means[1]), -np.abs(auc - 0.5)))[:n]
+    p_values = _p_values(ranks, n_a, np.abs(auc - 0.5)[order], seed) if min(n_a, n_b) >= MIN_TEXTS else [None] * len(order)
+    return [
+        Contrast(int(ids[i]), float(auc[i]), *(float(each[i]) for each in (*means, *shares)), p_value)
+        for i, p_value in zip(order.tolist(), p_values, strict=True)
+    ]
+
+
+def text_scores(
+    texts: Sequence[EncodedText], *, score: Literal["max", "mean"] = "max"
+) -> tuple[Integer[np.ndarray, "m"], Float[np.ndarray, "n m"]]:
+    """The latents that fire in any of the texts, ascending, and the score of each text for each of them."""
+    ids = np.unique([latent for text in texts for token in text.latents for latent in token]).astype(np.int64)
+    scores = np.zeros((len(texts), len(ids)))
+    for row, text in zip(scores, texts, strict=True):
+        places = np.searchsorted(ids, np.array([latent for token in text.latents for latent in token], np.int64))
+        values = np.array([value for token in text.values for value in token], float)
+        if score == "mean":
+            np.add.at(row, places, values / max(len(text.tokens) - sum(text.is_special), 1))
+        else:
+            order = np.argsort(np.abs(values), kind="stable")
+            row[places[order]] = values[order]  # the largest magnitude is written last
+    return ids, scores
+
+
+def _share(scores: np.ndarray, axis: int) -> np.ndarray:
+    return (scores != 0).mean(axis=axis)
+
+
+def _p_values(ranks: np.ndarray, n_a: int, distances: np.ndarray, seed: int) -> list[float]:
+    """Share of random divisions, the actual one included, whose farthest AUC is at least as far from 1/2."""
+    generator, n = np.random.default_rng(seed), len(ranks)
+    first = np.zeros((N_DIVISIONS, n))
+    for row in first:
+        row[generator.permutation(n)[:n_a]] = 1.0
+    auc = (first @ ranks - n_a * (n_a + 1) / 2) / (n_a * (n - n_a))
+    farthest = np.abs(auc - 0.5).max(axis=1, initial=0.0)
+    return [float((1 + (farthest >= distance - 1e-9).sum()) / (1 + N_DIVISIONS)) for distance in distances]
