@@ -17,6 +17,7 @@ from markupsafe import Markup, escape
 
 from sae.errors import ConfigError
 from sae.inspection.charts import histogram_chart, sparkline, step_chart
+from sae.inspection.definitions import DEFINITIONS
 from sae.inspection.format import N_LEVELS, Span, bits, level, number, passage, percent, visible
 from sae.inspection.records import FeatureRecord
 
@@ -63,6 +64,7 @@ def environment() -> jinja2.Environment:
         "step_chart": step_chart,
         "sparkline": sparkline,
         "passage": passage,
+        "definitions": DEFINITIONS,
         "tail": tail,
         "head": head,
     }
@@ -96,6 +98,18 @@ def head(spans: list[Span], n: int) -> list[Span]:
     return kept
 
 
+@cache
+def _heat(page: bool, level: int, negative: bool, peak: bool) -> str:
+    """The attribute that colours a token."""
+    if page:
+        names = (["t", f"{'b' if negative else 'a'}{level - 1}"] if level else []) + ["peak"] * peak
+        return f'class="{" ".join(names)}"' if names else ""
+    rgb = COLD_RGB if negative else HOT_RGB
+    styles = [f"background-color:rgba({rgb[0]},{rgb[1]},{rgb[2]},{0.08 + 0.5 * level / N_LEVELS:.2f});border-radius:3px"] if level else []
+    styles += [NOTEBOOK_STYLES["peak"]] * peak
+    return f'style="{";".join(styles)}"' if styles else ""
+
+
 class Look:
     """How the parts of a card look in one skin: `class` attributes for pages, `style` attributes for notebooks."""
 
@@ -108,26 +122,21 @@ class Look:
 
     def heat(self, level: int, negative: bool, peak: bool = False) -> Markup:
         """The attribute that colours a token: level 1..32 of the orange scale, or of the blue one for negative values; 0 is no colour."""
-        if self.page:
-            names = (["t", f"{'b' if negative else 'a'}{level - 1}"] if level else []) + ["peak"] * peak
-            return Markup('class="{}"').format(" ".join(names)) if names else Markup("")
-        rgb = COLD_RGB if negative else HOT_RGB
-        styles = (
-            [f"background-color:rgba({rgb[0]},{rgb[1]},{rgb[2]},{0.08 + 0.5 * level / N_LEVELS:.2f});border-radius:3px"] if level else []
-        )
-        styles += [NOTEBOOK_STYLES["peak"]] * peak
-        return Markup('style="{}"').format(";".join(styles)) if styles else Markup("")
+        return Markup(_heat(self.page, level, negative, peak))
 
     def span(self, span: Span, peak: bool = False) -> Markup:
         """A token, or a run of tokens without value, isolated from the direction of its neighbours."""
-        attributes = " ".join(
-            filter(None, (self.heat(span.level, span.negative, peak), f'title="{escape(span.title)}"' if span.title else ""))
-        )
-        return Markup(f"<bdi {attributes}>{escape(span.text)}</bdi>" if attributes else f"<bdi>{escape(span.text)}</bdi>")
+        return Markup(self._span(span, peak))
 
     def spans(self, spans: list[Span], lines: bool = False) -> Markup:
         """Spans one after the other; with `lines`, lines end where the text's do."""
-        return Markup("").join(self.span(s) + Markup("<br>" if lines and s.breaks else "") for s in spans)
+        return Markup("".join(self._span(s, False) + ("<br>" if lines and s.breaks else "") for s in spans))
+
+    def _span(self, span: Span, peak: bool) -> str:
+        attributes = _heat(self.page, span.level, span.negative, peak)
+        if span.title:
+            attributes += f' title="{escape(span.title)}"' + (f' data-v="{span.value:.5g}"' if self.page else "")
+        return f"<bdi {attributes}>{escape(span.text)}</bdi>" if attributes else f"<bdi>{escape(span.text)}</bdi>"
 
 
 @dataclass(frozen=True)
@@ -144,9 +153,9 @@ class FeatureCard:
             raise ConfigError(f"skin must be 'page' or 'notebook', got {skin!r} (FeatureCard.html)")
         limits = PAGE_LIMITS if skin == "page" else NOTEBOOK_LIMITS
         template = environment().get_template("card.html")
-        return template.render(r=self.record, look=Look(skin), limits=limits, links=links or {}, effect_level=self._effect_level)
+        return template.render(r=self.record, look=Look(skin), limits=limits, links=links or {}, effect_level=self.effect_level)
 
-    def _effect_level(self, effect: float) -> int:
+    def effect_level(self, effect: float) -> int:
         """Place of a logit effect on the colour scale, which ends at the largest magnitude shown."""
         shown = [abs(e.effect) for e in (*self.record.promoted, *self.record.suppressed)]
         return level(effect, max(shown, default=0.0))

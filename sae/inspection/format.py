@@ -1,6 +1,7 @@
 """How numbers and tokens are written: one way, in cards, pages and charts."""
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from sae.inspection.records import Example
@@ -85,6 +86,8 @@ class Span(NamedTuple):
     """The token and its value, for the pointer; empty without value."""
     breaks: bool
     """Whether a line ends after it."""
+    value: float = 0.0
+    """The token's value."""
 
 
 class Passage(NamedTuple):
@@ -98,20 +101,23 @@ class Passage(NamedTuple):
     """After it."""
 
 
-def passage(example: Example, scale: float | int) -> Passage:
-    """The example as spans, on a colour scale that ends at `scale`."""
+def passage(example: Example, scale: float | int, reach: int | None = None) -> Passage:
+    """The example as spans, on a colour scale that ends at `scale`; with `reach`, only so many tokens on either side of the peak."""
     cells = list(zip(example.tokens, example.values, strict=True))
-    peak = _span(*cells[example.peak], scale)
-    return Passage(_spans(cells[: example.peak], scale), peak, _spans(cells[example.peak + 1 :], scale))
+    at = example.peak
+    start, stop = (0, len(cells)) if reach is None else (max(at - reach, 0), at + 1 + reach)
+    return Passage(token_spans(cells[start:at], scale), _span(*cells[at], scale), token_spans(cells[at + 1 : stop], scale))
 
 
 def _span(token: str, value: float | int, scale: float | int) -> Span:
     title = f"{visible(token, spaces=True)}  {number(value)}" if value else ""
     alone = not token.strip(" ")
-    return Span(visible(token, spaces=alone and value != 0), level(value, scale), value < 0, title, value != 0 and token.endswith("\n"))
+    text = visible(token, spaces=alone and value != 0)
+    return Span(text, level(value, scale), value < 0, title, value != 0 and token.endswith("\n"), float(value))
 
 
-def _spans(cells: list[tuple[str, float]], scale: float | int) -> list[Span]:
+def token_spans(cells: Sequence[tuple[str, float]], scale: float | int) -> list[Span]:
+    """(token, value) pairs as spans: one for each token with a value, one for every line of the tokens between."""
     spans: list[Span] = []
     run = ""
     for token, value in [*cells, ("", 1.0)]:
