@@ -17,9 +17,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Union
 
-import torch
-from torch import Tensor
-
 from sae.errors import ConfigError
 
 
@@ -149,14 +146,16 @@ def digest(value: Any) -> str:
     return hashlib.sha256(canonical(value).encode("ascii")).hexdigest()
 
 
-def tensor_bytes(tensor: Tensor) -> memoryview:
-    """The tensor's elements in row-major order as little-endian bytes, without a copy where it is contiguous on the CPU."""
+def tensor_bytes(tensor: Any) -> memoryview:
+    """The (torch) tensor's elements in row-major order as little-endian bytes, without a copy where it is contiguous on the CPU."""
+    import torch  # only those who have a tensor need it
+
     flat = tensor.detach().to("cpu").contiguous().reshape(-1)
     return memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else memoryview(b"")
 
 
-def digest_tensors(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names (sorted), dtypes, shapes and bytes of the tensors; independent of device, strides and insertion order."""
+def digest_tensors(tensors: Mapping[str, Any]) -> str:
+    """SHA-256 over names (sorted), dtypes, shapes and bytes of the (torch) tensors; independent of device, strides and insertion order."""
     state = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name]

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from sae.errors import CacheError, ConfigError, FormatError
 from sae.fingerprint import canonical, digest, digest_file, to_json
@@ -174,6 +173,8 @@ class ResultCache:
 
 
 def _provenance(folder: Path, seconds: float) -> dict[str, Any]:
+    import torch  # a reader of results does without it
+
     files = sorted(f for f in folder.rglob("*") if f.is_file())
     return {
         "files": {str(f.relative_to(folder)): {"n_bytes": f.stat().st_size, "sha256": digest_file(f)} for f in files},

@@ -13,8 +13,8 @@ import torch
 import xxhash
 from torch import Tensor
 
-from sae.errors import FormatError
 from sae.fingerprint import tensor_bytes
+from sae.storage.arrays import read_header
 from sae.storage.atomic import atomic_path
 
 DTYPES = {
@@ -23,7 +23,6 @@ DTYPES = {
     "U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
 CODES = {dtype: code for code, dtype in DTYPES.items()}
-MAX_HEADER = 100_000_000
 
 
 def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> str:
@@ -51,47 +50,6 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapp
     """`write_tensors`, atomically: the file at `path` is the whole new one or what it was before. `metadata` is text to text."""
     with atomic_path(path) as temporary:
         return write_tensors(temporary, tensors, metadata)
-
-
-def read_header(path: str | Path) -> tuple[dict[str, dict], dict[str, str], int]:
-    """(entries by tensor name, metadata, offset of the data) of a safetensors file. Raises FormatError naming the file."""
-    path = Path(path)
-    try:
-        size = path.stat().st_size
-    except FileNotFoundError as error:
-        raise FormatError(f"{path} does not exist") from error
-    with open(path, "rb") as file:
-        first = file.read(8)
-        if len(first) < 8:
-            raise FormatError(f"{path} is truncated: {size} bytes, a safetensors file has at least 8")
-        (length,) = struct.unpack("<Q", first)
-        if length > min(MAX_HEADER, size - 8):
-            raise FormatError(f"{path} is not a whole safetensors file: its header claims {length} bytes, the file has {size}")
-        try:
-            header = json.loads(file.read(length))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise FormatError(f"{path} has a damaged safetensors header: {error}") from error
-    metadata = header.pop("__metadata__", {})
-    for name, entry in header.items():
-        _check_entry(path, name, entry)
-    end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
-    if 8 + length + end != size:
-        raise FormatError(f"{path} is truncated or has trailing bytes: its header describes {8 + length + end} bytes, the file has {size}")
-    return header, metadata, 8 + length
-
-
-def _check_entry(path: Path, name: str, entry: dict) -> None:
-    dtype = DTYPES.get(entry.get("dtype", ""))
-    if dtype is None:
-        raise FormatError(f"{path}: tensor {name!r} has an unknown dtype {entry.get('dtype')!r}")
-    count = 1
-    for length in entry["shape"]:
-        count *= length
-    begin, end = entry["data_offsets"]
-    if not 0 <= begin <= end or end - begin != count * dtype.itemsize:
-        raise FormatError(
-            f"{path}: tensor {name!r} of shape {entry['shape']} and dtype {entry['dtype']} does not fit its {end - begin} bytes"
-        )
 
 
 def map_tensors(path: str | Path) -> dict[str, Tensor]:
