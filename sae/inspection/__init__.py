@@ -1,38 +1,54 @@
-"""Looking at what a dictionary has found: an index of its codes over a store, cards of features, and reports."""
+# ruff: noqa: F401  the names are for type checkers; each is imported when it is asked for
+"""Looking at what a dictionary has found: an index of its codes over a store, cards of features, and reports.
 
-from sae.inspection.build import IndexProgress, build_index
-from sae.inspection.display import FeatureCard
-from sae.inspection.index import FeatureIndex
-from sae.inspection.metrics import METRICS, metric_table
-from sae.inspection.query import TELLING_DEFINITION, coactive, telling_features, top_examples
-from sae.inspection.records import FeatureRecord
-from sae.inspection.report import write_report
-from sae.inspection.report_data import Axis, Column, Fact, FeatureList, Figure, ReportData, Row, Rule, Section, Series, Table
-from sae.inspection.settings import IndexConfig
+Each name is imported when it is first asked for: reading an index needs no torch, building one does.
+"""
 
-__all__ = [
-    "METRICS",
-    "TELLING_DEFINITION",
-    "Axis",
-    "Column",
-    "Fact",
-    "FeatureCard",
-    "FeatureIndex",
-    "FeatureList",
-    "FeatureRecord",
-    "Figure",
-    "IndexConfig",
-    "IndexProgress",
-    "ReportData",
-    "Row",
-    "Rule",
-    "Section",
-    "Series",
-    "Table",
-    "build_index",
-    "coactive",
-    "metric_table",
-    "telling_features",
-    "top_examples",
-    "write_report",
-]
+import importlib
+from typing import TYPE_CHECKING, Any
+
+_HOME = {
+    "METRICS": "metrics",
+    "TELLING_DEFINITION": "query",
+    "Axis": "report_data",
+    "Column": "report_data",
+    "Fact": "report_data",
+    "FeatureCard": "display",
+    "FeatureIndex": "index",
+    "FeatureList": "report_data",
+    "FeatureRecord": "records",
+    "Figure": "report_data",
+    "IndexConfig": "settings",
+    "IndexProgress": "build",
+    "ReportData": "report_data",
+    "Row": "report_data",
+    "Rule": "report_data",
+    "Section": "report_data",
+    "Series": "report_data",
+    "Table": "report_data",
+    "build_index": "build",
+    "coactive": "query",
+    "metric_table": "metrics",
+    "telling_features": "query",
+    "top_examples": "query",
+    "write_report": "report",
+}
+
+if TYPE_CHECKING:
+    from sae.inspection.build import IndexProgress, build_index
+    from sae.inspection.display import FeatureCard
+    from sae.inspection.index import FeatureIndex
+    from sae.inspection.metrics import METRICS, metric_table
+    from sae.inspection.query import TELLING_DEFINITION, coactive, telling_features, top_examples
+    from sae.inspection.records import FeatureRecord
+    from sae.inspection.report import write_report
+    from sae.inspection.report_data import Axis, Column, Fact, FeatureList, Figure, ReportData, Row, Rule, Section, Series, Table
+    from sae.inspection.settings import IndexConfig
+
+__all__ = [*_HOME]  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'sae.inspection' has no attribute {name!r}; its names: {', '.join(sorted(_HOME))}")
+    return getattr(importlib.import_module(f"sae.inspection.{_HOME[name]}"), name)

@@ -6,7 +6,7 @@ autoencoder, a coefficient (which may be negative) for a matching pursuit.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 
@@ -47,12 +47,37 @@ class DrivingToken:
 
 @dataclass(frozen=True)
 class Neighbour:
-    """An atom whose decoder direction is close."""
+    """A latent that is close to another, in one of the senses of `RELATIONS`."""
 
     index: int
     """Latent id."""
-    cosine: float
-    """Cosine between the two decoder directions, -1..1."""
+    value: float
+    """How close: a cosine, phi or Pearson's r, each -1..1."""
+    n_together: int | None = None
+    """Tokens on which both fire, exact; None where closeness is one of directions."""
+
+    @property
+    def cosine(self) -> float:
+        """`value`, for readers of neighbours by cosine."""
+        return self.value
+
+
+RELATIONS: Mapping[str, str] = {
+    "decoder_cosine": "Cosine between the two decoder directions, over the whole dictionary.",
+    "encoder_cosine": "Cosine between the two encoder directions, over the whole dictionary.",
+    "coactivation": "Phi coefficient of firing on the same token: Pearson's correlation of the two 0/1 variables over all tokens looked at, "
+    "from exact counts, among all latents that ever fire on the same token.",
+    "correlation": "Pearson's correlation of the two latents' values over all tokens looked at (0 where a latent does not fire), among all "
+    "latents that ever fire on the same token.",
+}
+"""What each kind of closeness is."""
+
+NEAR_MISS_DEFINITION = (
+    "Tokens on which the latent does not fire although they are among its driving tokens: occurrences of each driving token in turn, drawn "
+    "uniformly with a seed, at most one per document, near-duplicates removed. Values just below the firing threshold are not kept in sparse "
+    "codes, so these are not the next strongest ones."
+)
+"""What a near miss is."""
 
 
 @dataclass(frozen=True)
@@ -176,6 +201,16 @@ class FeatureRecord:
     """Nearest atoms by decoder cosine, descending."""
     steps: tuple[int, ...]
     """Matching pursuit: entry s counts the firings in which the latent was first selected at step s + 1. Empty otherwise."""
+    mean_square: float = 0.0
+    """Mean of the squared values over its firings."""
+    random_examples: tuple[Example, ...] = ()
+    """Firings drawn uniformly (seeded), strongest first, at most one per document, near-duplicates removed."""
+    near_miss_examples: tuple[Example, ...] = ()
+    """Passages around tokens on which the latent does not fire though one might expect it to: see `near_miss_definition`."""
+    near_miss_definition: str = ""
+    """What a near miss is, in words; empty when none were looked for."""
+    related: Mapping[str, tuple[Neighbour, ...]] = field(default_factory=dict)
+    """Close latents by the relations that the index has, closest first; `RELATIONS` says what each is."""
 
     @property
     def alive(self) -> bool:
