@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import adjusted_mutual_info_score
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import adjusted_mutual_info_score, balanced_accuracy_score
 from universal import check_calibrated
 
 from sae.errors import ConfigError
@@ -13,6 +14,7 @@ from sae.geometry.lobes import (
     compare_agreement_with_geometry,
     compare_locality,
     compare_predictability,
+    control,
     frequency_strata,
     lobe_activity,
     lobes_of_kinds,
@@ -56,6 +58,7 @@ def test_unlabelled_latents_are_left_out():
     gaps[::7] = -1
     expected = adjusted_mutual_info_score(a[gaps >= 0], b[gaps >= 0])
     assert compare_agreement(gaps, b, n_null=2, generator=seeded(0)).value == pytest.approx(expected)
+    assert compare_agreement(b, gaps, n_null=2, generator=seeded(0)).value == pytest.approx(expected)
 
 
 def test_one_cluster_agrees_with_nothing():
@@ -129,6 +132,25 @@ def test_classifier_leaves_out_unlabelled_latents_and_scores_each_lobe_alike():
     gaps = torch.cat([rare, torch.full((30,), -1)])
     with_gaps = compare_predictability(torch.cat([atoms, atoms[:30]]), gaps, null="labels", n_null=2, generator=seeded(0))
     assert with_gaps.value == pytest.approx(compare_predictability(atoms, rare, null="labels", n_null=2, generator=seeded(0)).value)
+
+
+def test_a_fifth_of_every_lobe_is_held_out_at_least_one_and_never_all():
+    y = np.repeat([0, 1, 2, 3], [100, 20, 3, 2])
+    test = control._held_out(y, seeded(0))
+    assert [int(test[y == lobe].sum()) for lobe in range(4)] == [20, 4, 1, 1]
+    assert not np.array_equal(test, control._held_out(y, seeded(1)))
+
+
+def test_the_score_is_the_balanced_accuracy_of_scikit_learn_on_what_is_held_out():
+    atoms, _ = placed_lobes(n=200, gap=0.0)
+    y = (torch.arange(200) < 40).long().numpy()
+    atoms[:40, 3] += 1.5
+    rows = atoms / atoms.norm(dim=1, keepdim=True)
+    test = control._held_out(y, seeded(0))
+    x = rows.numpy() * 12**0.5
+    found = LogisticRegression(max_iter=500, class_weight="balanced").fit(x[~test], y[~test]).predict(x[test])
+    value = control._balanced_accuracy(rows, y, test, 500)
+    assert value == pytest.approx(balanced_accuracy_score(y[test], found)) and value != pytest.approx((found == y[test]).mean(), abs=1e-3)
 
 
 def test_locality_is_the_share_of_neighbours_in_the_lobe_and_chance_the_sum_of_squared_shares():
