@@ -277,7 +277,7 @@ ACTIVATION_SPARSITY = Measure(
     compute=activation_sparsity_of_model,
     config=ActivationSparsityMeasureConfig(),
     quick=ActivationSparsityMeasureConfig(
-        n_prompts=24, n_calibration=12, max_tokens=24, ratios=(0.8, 0.5, 0.2), tolerance=0.05, null_tokens=48, n_null=19, n_random=19
+        n_prompts=12, n_calibration=8, max_tokens=24, ratios=(0.6, 0.3), tolerance=0.1, null_tokens=32, n_null=19, n_random=9
     ),
     curves=("activation ratio",),
 )
