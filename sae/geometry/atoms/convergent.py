@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sae.errors import ConfigError
@@ -125,31 +125,29 @@ def sparse_prediction(
     y: Float[Tensor, "m q"],
     *,
     penalties: Sequence[float] = (0.8, 0.5, 0.3, 0.2, 0.1, 0.05, 0.02, 0.01),
-    held_out: float = 0.25,
+    held_out: float | Bool[Tensor, " rows"] = 0.25,
     seed: int = 0,
 ) -> SparsePrediction:
-    """The lasso of each unit of y on all units of x, over a sweep of lambda, scored on rows held out at random.
+    """The lasso of each unit of y on all units of x, over a sweep of lambda, scored on rows held out: a share of them at random, or the rows given,
+    as they have to be where rows of one document are alike.
 
     Units are standardised on the rows that are fitted on. q lasso paths (scikit-learn's, with the Gram matrix of x computed once). Raises
-    ConfigError for penalties that do not fall within (0, 1], `held_out` outside (0, 1), too few rows, and constant units of y.
+    ConfigError for penalties that do not fall within (0, 1], `held_out` outside (0, 1) or not of n rows, too few rows, and constant units of y.
     """
     from sklearn.linear_model import lasso_path
 
     shares = np.asarray(penalties, dtype=np.float64)
     if not len(shares) or shares.min() <= 0 or shares.max() > 1 or (np.diff(shares) >= 0).any():
         raise ConfigError(f"penalties must fall within (0, 1], got {list(penalties)} (sparse_prediction)")
-    if not 0 < held_out < 1 or len(x) != len(y):
-        raise ConfigError(
-            f"held_out must be in (0, 1) and x and y have the same rows, got {held_out}, {len(x)}, {len(y)} (sparse_prediction)"
-        )
-    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
-    test, fit = order[: round(held_out * len(x))], order[round(held_out * len(x)) :]
+    if len(x) != len(y):
+        raise ConfigError(f"x and y must have the same rows, got {len(x)} and {len(y)} (sparse_prediction)")
+    test, fit = _split(held_out, len(x), seed)
     if len(test) < 2 or len(fit) < 3:
         raise ConfigError(f"x must have rows for both fitting and scoring, got {len(fit)} and {len(test)} (sparse_prediction)")
     features, targets = (_scaled(each, fit, name) for each, name in ((x, "x"), (y, "y")))
     if bool((targets[fit] == 0).all(dim=0).any()):
         raise ConfigError("y must have no unit that is constant on the fitted rows; drop it (sparse_prediction)")
-    inputs, n = features[fit].numpy(), len(fit)
+    inputs, n = np.asfortranarray(features[fit].numpy()), len(fit)  # the order that the solver takes without a copy
     gram = inputs.T @ inputs
     r_squared, n_used = [], []
     for j in range(targets.shape[1]):
@@ -186,6 +184,18 @@ def joint_blocks(
     labels = torch.from_numpy(model.fit_predict(graph.numpy()).astype(np.int64))
     sizes = torch.stack([torch.bincount(part, minlength=n_clusters) for part in (labels[:p], labels[p:])], dim=1)
     return JointBlocks(labels[:p], labels[p:], sizes)
+
+
+def _split(held_out: float | Tensor, n: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Rows to score on, and rows to fit on."""
+    if isinstance(held_out, Tensor):
+        if len(held_out) != n:
+            raise ConfigError(f"held_out must say of each of the {n} rows whether it is held out, got {len(held_out)} (sparse_prediction)")
+        return held_out.cpu().nonzero()[:, 0], (~held_out).cpu().nonzero()[:, 0]
+    if not 0 < held_out < 1:
+        raise ConfigError(f"held_out must be in (0, 1), got {held_out} (sparse_prediction)")
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    return order[: round(held_out * n)], order[round(held_out * n) :]
 
 
 def _matched(correlations: Tensor, absolute: bool) -> Convergence:
