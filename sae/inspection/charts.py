@@ -30,19 +30,25 @@ def histogram_chart(histogram: Histogram, *, unit: str, width: int = 360, height
                 line(44, place, width - 10, place, class_="grid", opacity=0.15),
                 text(40, place + 4, tick_label(tick), anchor="end", opacity=0.75),
             ]
+    floor = y(0)
     for left, right, count in zip(edges[:-1], edges[1:], counts, strict=True):
         if count:
-            top = min(y(count**0.5), y(0) - 1)
-            title = element("title", f"{number(left)} to {number(right)}: {number(count)} tokens")
-            colour, name = (HOT, "hot") if right > 0 else (COLD, "cold")
-            box = {"x": x(left) + 0.5, "y": top, "width": max(x(right) - x(left) - 1, 0.5), "height": y(0) - top}
-            parts.append(element("rect", title, class_=f"bar {name}", fill=colour, **box))
+            top = min(y(count**0.5), floor - 1)
+            title = f"{number(left)} to {number(right)}: {number(count)} tokens"
+            parts.append(_bar(x(left) + 0.5, top, max(x(right) - x(left) - 1, 0.5), floor - top, title, hot=right > 0))
     parts.append(line(44, y(0), width - 10, y(0)))
     parts += [text(x(t), height - 20, tick_label(t), anchor="middle", opacity=0.75) for t in x.ticks(5)]
     parts += [text((44 + width - 10) / 2, height - 4, unit, anchor="middle", class_="title", opacity=0.75)]
     span = f"from {number(edges[0])} to {number(edges[-1])}"
     label = f"Histogram of {unit} over {number(sum(counts))} tokens, {span}; heights on a square-root scale"
     return drawing(width, height, label, parts)
+
+
+def _bar(x: float, y: float, width: float, height: float, title: str, *, hot: bool) -> Markup:
+    """One bar, of numbers alone: nothing in it needs escaping."""
+    name, colour = ("hot", HOT) if hot else ("cold", COLD)
+    box = f'x="{x:.2f}" y="{y:.2f}" width="{width:.2f}" height="{height:.2f}"'
+    return Markup(f'<rect class="bar {name}" fill="{colour}" {box}>' + (f"<title>{title}</title></rect>" if title else "</rect>"))
 
 
 def _round_down(value: float | int) -> int:
@@ -77,8 +83,7 @@ def sparkline(histogram: Histogram, *, width: int = 84, height: int = 22) -> Mar
     for i, count in enumerate(histogram.counts):
         if count:
             tall = max(1.0, height * (count / most) ** 0.5)
-            name, colour = ("hot", HOT) if histogram.edges[i + 1] > 0 else ("cold", COLD)
-            bars.append(element("rect", class_=f"bar {name}", fill=colour, x=i * step, y=height - tall, width=step * 0.85, height=tall))
+            bars.append(_bar(i * step, height - tall, step * 0.85, tall, "", hot=histogram.edges[i + 1] > 0))
     return drawing(width, height, f"values from {number(histogram.edges[0])} to {number(histogram.edges[-1])}", bars, class_="spark")
 
 

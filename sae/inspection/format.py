@@ -21,6 +21,9 @@ GLYPHS = {
 }
 """Characters that cannot be seen, and what stands for them; other control characters become `⟨1B⟩`, bidirectional controls `⟨202E⟩`."""
 BIDIRECTIONAL = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+CONTROLS = {code: f"⟨{code:02X}⟩" for code in (*range(32), *range(127, 160))}
+UNSEEN = CONTROLS | {ord(c): f"⟨{ord(c):04X}⟩" for c in BIDIRECTIONAL} | {ord(c): glyph for c, glyph in GLYPHS.items()}
+"""Code point of what cannot be seen -> what stands for it."""
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -55,17 +58,7 @@ def visible(text: str, *, spaces: bool = False) -> str:
     """The text with glyphs for what cannot be seen. With `spaces` (a token standing alone) spaces become `·`."""
     if spaces:
         text = text.replace(" ", "·")
-    return "".join(map(_glyph, text)) or "∅"
-
-
-def _glyph(character: str) -> str:
-    if character in GLYPHS:
-        return GLYPHS[character]
-    if character in BIDIRECTIONAL:
-        return f"⟨{ord(character):04X}⟩"
-    if ord(character) < 32 or 127 <= ord(character) < 160:
-        return f"⟨{ord(character):02X}⟩"
-    return character
+    return (text if text.isprintable() else text.translate(UNSEEN)) or "∅"
 
 
 def level(value: float | int, peak: float | int) -> int:
@@ -119,17 +112,21 @@ def _span(token: str, value: float | int, scale: float | int) -> Span:
 def token_spans(cells: Sequence[tuple[str, float]], scale: float | int) -> list[Span]:
     """(token, value) pairs as spans: one for each token with a value, one for every line of the tokens between."""
     spans: list[Span] = []
-    run = ""
-    for token, value in [*cells, ("", 1.0)]:
+    run: list[str] = []
+    for token, value in cells:
         if value == 0:
-            run += token
+            run.append(token)
             continue
-        lines = run.split("\n") if run else []
-        spans += [
-            Span(visible(part + "\n") if i < len(lines) - 1 else visible(part), 0, False, "", i < len(lines) - 1)
-            for i, part in enumerate(lines)
-            if part or i < len(lines) - 1
-        ]
-        run = ""
+        spans += _run_spans("".join(run))
+        run.clear()
         spans.append(_span(token, value, scale))
-    return spans[:-1]
+    return spans + _run_spans("".join(run))
+
+
+def _run_spans(run: str) -> list[Span]:
+    """The text of tokens without value, a span for each of its lines."""
+    if "\n" not in run:
+        return [Span(visible(run), 0, False, "", False)] if run else []
+    lines = run.split("\n")
+    spans = [Span(visible(part + "\n"), 0, False, "", True) for part in lines[:-1]]
+    return spans + ([Span(visible(lines[-1]), 0, False, "", False)] if lines[-1] else [])
