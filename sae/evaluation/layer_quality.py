@@ -9,6 +9,7 @@ After Skean et al. 2025, "Layer by Layer" (arXiv 2502.02013), by the definitions
 `sae.geometry.spectrum`.
 """
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -17,6 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sae.dictionaries.kernels.cpu import team
 from sae.errors import ConfigError
 from sae.evaluation.layer_curves import METRICS, PROMPT_METRICS, VIEW_METRICS, pooled_statistics, prompt_statistics
 from sae.evaluation.layer_passes import PromptBatch, prompt_batches, prompt_tokens
@@ -118,8 +120,9 @@ def layer_quality(
 ) -> LayerQuality:
     """The curves of `config.metrics` over `sites` (None: resid_post of every layer) for the prompts `texts`, and the vectors of each prompt.
 
-    Deterministic: the same model, texts, configuration and number of threads give the same bits. Memory: the vectors, 4 (2 + n_views) n d bytes
-    per layer, and the activations of one batch and of `null_prompts`. Raises ConfigError for unknown metrics, sites of different widths,
+    Deterministic: the same model, texts, configuration and number of threads give the same bits. Layers are compared with their nulls side by
+    side, one on each torch thread. Memory: the vectors, 4 (2 + n_views) n d bytes per layer, and the activations of one batch and of
+    `null_prompts` at every layer. Raises ConfigError for unknown metrics, sites of different widths,
     too few prompts for LiDAR, fewer than 3 prompts, n_null < 2, and texts that `prompt_tokens` or `text_views` refuses.
     """
     config = config or LayerQualityConfig()
@@ -131,20 +134,10 @@ def layer_quality(
     views = None
     if set(config.metrics) & VIEW_METRICS:
         views = _views(model, texts, sites, config, notify)
-    statistics: dict[str, list[NullStatistic]] = {name: [] for name in config.metrics}
-    for i, batch in enumerate(_null_batches(model, rows, sites, config)):
-        notify("nulls of prompts", i, len(sites))
-        for name, found in prompt_statistics(batch, [n for n in config.metrics if n in PROMPT_METRICS], config.n_null, config.seed).items():
-            statistics[name].append(found)
-    for i in range(len(sites)):
-        notify("nulls of layers", i, len(sites))
-        names = [name for name in config.metrics if name not in PROMPT_METRICS]
-        layer_views = None if views is None else views[i]
-        for name, found in pooled_statistics(pooled[i], layer_views, names, config.n_null, config.seed).items():
-            statistics[name].append(found)
+    statistics = _compared(tuple(_null_batches(model, rows, sites, config)), pooled, views, config, notify)
     curves = []
     for name in config.metrics:
-        null = _curve_of(statistics[name])
+        null = _curve_of([layer[name] for layer in statistics])
         values = per_prompt[name].nanmean(dim=1) if name in PROMPT_METRICS else null.values
         curves.append(QualityCurve(name=name, values=values, null=null))
     n_tokens = sum(len(row) - config.skip_first for row in rows)
@@ -229,6 +222,31 @@ def _null_batches(
         batches = parts.pop(site)
         joined = {name: torch.cat([getattr(b, name) for b in batches]) for name in ("prompt_ids", "tokens", "lengths")}
         yield PromptBatch(site=site, **joined)
+
+
+def _compared(
+    batches: Sequence[PromptBatch],
+    pooled: Float[Tensor, "layers prompts d"],
+    views: Float[Tensor, "layers prompts n_views d"] | None,
+    config: LayerQualityConfig,
+    notify: Progress,
+) -> list[dict[str, NullStatistic]]:
+    """For every layer its numbers with their nulls, layers side by side on as many threads as torch has."""
+    of_prompts = [name for name in config.metrics if name in PROMPT_METRICS]
+    of_layers = [name for name in config.metrics if name not in PROMPT_METRICS]
+    found: list[dict[str, NullStatistic]] = [{} for _ in pooled]
+    lock = threading.Lock()
+
+    def compare_layer(i: int) -> None:
+        own = prompt_statistics(batches[i], of_prompts, config.n_null, config.seed) if of_prompts else {}
+        layer_views = None if views is None else views[i]
+        own |= pooled_statistics(pooled[i], layer_views, of_layers, config.n_null, config.seed)
+        with lock:
+            found[i] = own
+            notify("nulls of layers", sum(map(bool, found)), len(found))
+
+    team.each(compare_layer, len(found))
+    return found
 
 
 def _curve_of(statistics: Sequence[NullStatistic]) -> NullCurve:

@@ -168,6 +168,8 @@ def test_nearby_tokens_of_a_real_model_are_alike_and_its_path_is_not_that_of_shu
     metrics = ("prompt_entropy_centred", "curvature", "info_nce", "alignment")
     sites = model.sites(["blocks.0.hook_resid_post", "blocks.15.hook_resid_post"])
     found = layer_quality(model, texts, LayerQualityConfig(metrics=metrics, null_prompts=48), sites=sites)
-    assert (found.curve("curvature").null.p_less == 0.05).all()
+    # At layer 0 neighbours are still words, and a word is seldom followed by one like it; by the middle the path is smoother than shuffled.
+    assert found.curve("curvature").null.p_less[1] == 0.05
+    assert found.curve("curvature").null.p_greater[0] == 0.05
     assert (found.curve("info_nce").null.p_less == 0.05).all() and (found.curve("alignment").null.p_less == 0.05).all()
     assert math.pi / 2 < found.curve("curvature").values[1] < 2.1
