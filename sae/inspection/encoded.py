@@ -9,6 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+import numpy as np
+from jaxtyping import Float
+
 from sae.errors import ConfigError
 
 
@@ -116,6 +119,10 @@ class LiveEncoder(Protocol):
     @property
     def limit(self) -> int:
         """Most tokens of a row, BOS and separator included."""
+        ...
+
+    def atoms(self, latents: Sequence[int]) -> Float[np.ndarray, "n d_in"]:
+        """Decoder directions of latents."""
         ...
 
     def tokenise(self, texts: Sequence[str]) -> list[TokenisedText]:

@@ -5,10 +5,13 @@ index[123]                    # a card; shows itself in a notebook
 index[123].record             # what it shows, as a record
 index.statistics.density      # one number per latent
 index.entries(123)            # every non-zero value of the latent
+index.search("war")  index.top(by="density")  index.compare(12, 34)      # tables that show themselves
+index.attach(live).on("A text.")                                         # needs the language model
 """
 
+import copy
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,17 +20,25 @@ import numpy as np
 from jaxtyping import Integer
 
 from sae.errors import ConfigError, FormatError
+from sae.inspection.compare import Comparison, compare
 from sae.inspection.contexts import TokenTable
 from sae.inspection.display import FeatureCard
+from sae.inspection.encoded import LiveEncoder
 from sae.inspection.entries import Entries, EntryView
 from sae.inspection.manifest import IndexManifest, read_manifest
 from sae.inspection.reader import FeatureStatistics, RecordReader
 from sae.inspection.records import FeatureRecord
+from sae.inspection.search import SearchResults, SearchTable, search
+from sae.inspection.tables import TELLING, FeatureTable, top
+from sae.inspection.text_features import Order, TextFeatures, on_texts
 from sae.storage import map_tensors, read_json
 
 
 class FeatureIndex:
     """An index, read by memory mapping. Cards and statistics need the summary bundle only; `entries` and `at_token` read the entries."""
+
+    live: LiveEncoder | None = None
+    """Encodes new texts; see `attach`."""
 
     def __init__(self, folder: Path, manifest: IndexManifest, reader: RecordReader) -> None:
         self.folder, self.manifest, self.reader = folder, manifest, reader
@@ -103,6 +114,53 @@ class FeatureIndex:
     def at_tokens(self, tokens: Integer[np.ndarray, "n"]) -> Integer[np.ndarray, "nnz"]:
         """The latents of all entries at the tokens with these flat indices, one after the other."""
         return self._by_token.ids_of(tokens)
+
+    def search(self, text: str, *, limit: int = 50, labels: Mapping[int, str] | None = None) -> SearchResults:
+        """The features that a query finds: by driving tokens, promoted tokens and the `labels` given; `#123` is that latent. The ranking is
+        stated with the results (`sae.inspection.search`). Raises ConfigError for an empty query or a limit below 1."""
+        return search(self, self._search_table, text, limit=limit, labels=labels)
+
+    def top(
+        self,
+        *,
+        by: str = TELLING,
+        n: int = 20,
+        ascending: bool = False,
+        alive: bool = True,
+        min_density: float = 0.0,
+        max_density: float = 1.0,
+    ) -> FeatureTable:
+        """The first features in an order: "telling", or a field of `statistics`. See `sae.inspection.tables.top`, which also says what it
+        raises."""
+        return top(self, by=by, n=n, ascending=ascending, alive=alive, min_density=min_density, max_density=max_density)
+
+    def compare(self, *latents: Any) -> Comparison:
+        """Features side by side, with exact co-firing counts, phi, Jaccard and correlation of every two; see `sae.inspection.compare`.
+        Raises ConfigError unless they are 2 to 8 different latents."""
+        atoms = None if self.live is None else self.live.atoms([self._checked(latent) for latent in latents])
+        return compare(self, latents, atoms=atoms)
+
+    def attach(self, live: LiveEncoder) -> "FeatureIndex":
+        """This index with the means to encode new texts. Raises FormatError when `live` has another site or dictionary than the index."""
+        source = self.manifest.source
+        for name, mine, other in (
+            ("site", source.site, live.site_name),
+            ("dictionary digest", source.dictionary_digest[:12], live.dictionary_digest[:12]),
+        ):
+            if mine != other:
+                raise FormatError(f"the live encoder does not belong to {self.folder}: the index has {name} {mine}, the encoder {other}")
+        attached = copy.copy(self)
+        attached.live = live
+        return attached
+
+    def on(self, texts: str | Sequence[str], *, n: int = 20, by: Order = "value", max_density: float = 1.0) -> TextFeatures:
+        """What fires in a text, or in several: the `n` strongest features with evidence, and every token's. Needs `attach`; see
+        `sae.inspection.text_features.on_texts`, which also says what it raises."""
+        return on_texts(self, self.live, texts, n=n, by=by, max_density=max_density)
+
+    @cached_property
+    def _search_table(self) -> SearchTable:
+        return SearchTable(self)
 
     def _checked(self, latent: Any) -> int:
         allowed = f"0..d_sae-1={self.d_sae - 1}"

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Sequence
 from functools import cached_property
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -47,7 +48,7 @@ class Live:
 
     `framing` None is that of a store made by default: the model's separator opens a text, position 0 is masked. `context` is the most
     tokens of a row, by default the model's. Raises ConfigError for a site that the model does not have or whose width is not the
-    dictionary's, for a dictionary that states another site, and for a context that the model cannot see.
+    dictionary's, for a dictionary that states another site or model, and for a context that the model cannot see.
     """
 
     def __init__(
@@ -79,6 +80,10 @@ class Live:
     def vocabulary(self) -> list[str]:
         """The text of each token id, as an index has it: bytes of incomplete characters are named."""
         return token_texts(None, self.model, n_least=0)
+
+    def atoms(self, latents: Sequence[int]) -> Float[np.ndarray, "n d_in"]:
+        """The decoder directions of latents, rows of W_dec, float32."""
+        return self.dictionary.W_dec.detach()[torch.tensor(list(latents), dtype=torch.long)].float().cpu().numpy()
 
     def tokenise(self, texts: Sequence[str]) -> list[TokenisedText]:
         """The rows of the texts. Raises ConfigError for an empty text, one of whitespace, with NUL or a lone surrogate, and
@@ -164,6 +169,12 @@ class Live:
         said = self.dictionary.provenance.get("site")
         if said is not None and said != self.site.name:
             raise ConfigError(f"site_name must be {said}, the site that the dictionary was trained at, got {self.site.name} (Live)")
+        made_with = self.dictionary.provenance.get("model_digest")
+        if made_with is not None and made_with != self.model.digest:
+            raise ConfigError(
+                f"model must be the one whose activations the dictionary was trained on, of digest {str(made_with)[:12]}, got "
+                f"{self.model.name} of digest {self.model.digest[:12]} (Live)"
+            )
         if self.site.width != self.dictionary.d_in:
             raise ConfigError(
                 f"the dictionary encodes activations of width {self.dictionary.d_in}, {self.site.name} of {self.model.name} has "

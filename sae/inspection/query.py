@@ -3,11 +3,12 @@
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from sae.errors import ConfigError
 from sae.inspection.contexts import top_contexts, window_values
-from sae.inspection.index import FeatureIndex
+from sae.inspection.reader import FeatureStatistics
+from sae.inspection.reading import ReadableIndex
 from sae.inspection.records import Example
 
 MIN_ACTIVE = 50
@@ -36,7 +37,7 @@ class TellingFeature(NamedTuple):
 
 
 def telling_features(
-    index: FeatureIndex, n: int, *, min_active: int = MIN_ACTIVE, max_density: float = MAX_DENSITY, per_token: int = PER_TOKEN
+    index: ReadableIndex, n: int, *, min_active: int = MIN_ACTIVE, max_density: float = MAX_DENSITY, per_token: int = PER_TOKEN
 ) -> list[TellingFeature]:
     """The `n` most telling features, most telling first: the largest held-out bits per firing about the token plus about the next token.
 
@@ -47,22 +48,31 @@ def telling_features(
     if n < 1:
         raise ConfigError(f"n must be at least 1, got {n} (telling_features)")
     statistics = index.statistics
+    allowed = (statistics.n_active >= min_active) & (statistics.density <= max_density)
     bits = statistics.token_bits + statistics.next_bits
-    allowed = np.flatnonzero((statistics.n_active >= min_active) & (statistics.density <= max_density))
+    return [TellingFeature(latent, float(bits[latent])) for latent in telling_order(statistics, allowed, n=n, per_token=per_token)]
+
+
+def telling_order(
+    statistics: FeatureStatistics, allowed: Bool[np.ndarray, "d_sae"], *, n: int, per_token: int = PER_TOKEN, ascending: bool = False
+) -> list[int]:
+    """The first `n` of the allowed latents by token_bits + next_bits, largest first, at most `per_token` for each leading token."""
+    bits = statistics.token_bits + statistics.next_bits
+    ids = np.flatnonzero(allowed)
     taken: dict[int, int] = {}
-    found: list[TellingFeature] = []
-    for latent in allowed[np.argsort(-bits[allowed], kind="stable")].tolist():
+    found: list[int] = []
+    for latent in ids[np.argsort(bits[ids] if ascending else -bits[ids], kind="stable")].tolist():
         token = int(statistics.leading_token[latent])
         if taken.get(token, 0) < per_token:
             taken[token] = taken.get(token, 0) + 1
-            found.append(TellingFeature(latent, float(bits[latent])))
+            found.append(latent)
             if len(found) == n:
                 break
     return found
 
 
 def top_examples(
-    index: FeatureIndex, latent: Any, n: int, *, per_document: int = 1, largest: bool = True, before: int = 32, after: int = 16
+    index: ReadableIndex, latent: Any, n: int, *, per_document: int = 1, largest: bool = True, before: int = 32, after: int = 16
 ) -> list[Example]:
     """The `n` strongest passages of a latent (`largest=False`: most negative), read from the entries: as many, and as wide, as asked
     for."""
@@ -84,7 +94,7 @@ class Coactive(NamedTuple):
     """Tokens on which both fire, exact."""
 
 
-def coactive(index: FeatureIndex, latent: Any, n: int) -> Coactive:
+def coactive(index: ReadableIndex, latent: Any, n: int) -> Coactive:
     """The `n` latents that fire most often together with `latent`, with exact counts over all its firings."""
     counts = np.bincount(index.at_tokens(index.entries(latent).ids), minlength=index.d_sae)
     counts[latent] = 0
