@@ -103,7 +103,7 @@ def _frequency_figure(curves: dict[str, Tensor], frequencies: Tensor) -> tuple[F
             Axis("share of tokens on which a latent fires", scale="log"),
             Axis("share of latents with a partner above 0.7"),
             tuple(series),
-            caption="In bins of equally many latents; shaded: 95 % intervals. Rare latents come back less often.",
+            caption="In bins of equally many latents; shaded: 95 % intervals. Rare latents stand on the left.",
         ),
     )
 
