@@ -50,9 +50,9 @@ class ActivationSparsityMeasureConfig:
     """Shares of neurons kept, of the curves."""
     tolerance: float = 0.01
     """Width of the share at which the search for the rise ends; of CETT a tenth of it."""
-    null_tokens: int = 256
+    null_tokens: int = 128
     """First calibration tokens, which the null of activation ratios is of."""
-    n_null: int = 39
+    n_null: int = 19
     """Draws of Gaussian activations."""
     n_random: int = 19
     """Draws of random neurons; a pass over the prompts each."""
@@ -277,7 +277,7 @@ ACTIVATION_SPARSITY = Measure(
     compute=activation_sparsity_of_model,
     config=ActivationSparsityMeasureConfig(),
     quick=ActivationSparsityMeasureConfig(
-        n_prompts=12, n_calibration=8, max_tokens=24, ratios=(0.6, 0.3), tolerance=0.1, null_tokens=32, n_null=19, n_random=9
+        n_prompts=12, n_calibration=8, max_tokens=24, ratios=(0.6, 0.3), tolerance=0.1, null_tokens=16, n_random=9
     ),
     curves=("activation ratio",),
 )
