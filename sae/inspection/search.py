@@ -1,13 +1,14 @@
 """Search: features by the tokens that drive them, the tokens they promote, and the labels they were given.
 
-    score(i) = sum over the terms of the query of [ label_i + driving_i + promoted_i / 2 ]
+    score(i) = sum over the terms of the query of [ label_i + driving_i + promoted_i / 10 ]
 
     label_i      1 where the term is a word of the latent's label, 1/2 where it is a part of one
     driving_i    share of the latent's mass on the driving tokens that match, each times how well it matches
     promoted_i   the largest logit effect of a promoted token that matches, over the latent's largest, times how well it matches
 
-A token matches a term fully when it is the term (case and surrounding spaces aside), by 1/2 when it begins with it, and by 1/4 when it
-contains it; beginnings count from 2 characters, parts from 3. Every term must match somewhere. Ties go to the lower id.
+A token matches a term fully when it is the term (case and surrounding spaces aside), by 1/10 when it begins with it, and by 1/20 when it
+contains it; beginnings count from 2 characters, parts from 3. Every term must match somewhere. Ties go to the lower id. So a feature that
+fires on "war" comes before one that fires on "warning", and both before one that only promotes "war".
 """
 
 import re
@@ -26,12 +27,12 @@ from sae.inspection.listing import Column, listing_html, listing_text
 from sae.inspection.reading import ReadableIndex
 
 SEARCH_DEFINITION = (
-    "Ranked by label + driving + promoted / 2, summed over the words of the query, each of which must match: a word of the label counts 1 "
+    "Ranked by label + driving + promoted / 10, summed over the words of the query, each of which must match: a word of the label counts 1 "
     "(a part of one 1/2); driving is the share of the feature's mass on matching tokens; promoted is the logit effect of a matching token "
-    "over the feature's largest. Tokens that begin with a word count half, those that contain it a quarter."
+    "over the feature's largest. Tokens that begin with a word count a tenth, those that contain it a twentieth."
 )
-BEGINS, CONTAINS = 0.5, 0.25
-"""How well a token matches a term that it begins with, or contains."""
+BEGINS, CONTAINS, PROMOTED = 0.1, 0.05, 0.1
+"""How well a token matches a term that it begins with, or contains; and the weight of promoted tokens."""
 MIN_BEGINS, MIN_CONTAINS = 2, 3
 """Fewest characters of a term for either."""
 BREAK = "\n"
@@ -174,35 +175,33 @@ class SearchTable:
         ids = np.array(sorted(weights), np.int64)
         return Found(ids, np.array([weights[i] for i in ids.tolist()], float))
 
-    def scores(self, term: str, labels: Mapping[int, str]) -> Float[np.ndarray, "d_sae"]:
-        """The score of every latent for one term; 0 where it does not match."""
-        found = self.tokens(term)
+    def scores(self, found: Found, term: str, labels: Mapping[int, str]) -> Float[np.ndarray, "d_sae"]:
+        """The score of every latent for a term with the tokens it matches; 0 where it does not match."""
         latents, shares, _ = self.driving.of(found)
         scores = np.bincount(latents, shares, minlength=self.d_sae)
         latents, effects, _ = self.promoted.of(found)
         promoted = np.zeros(self.d_sae)
         np.maximum.at(promoted, latents, effects)
-        scores += promoted / 2
+        scores += PROMOTED * promoted
         for latent, label in labels.items():
             if term in (folded := label.casefold()):
                 scores[latent] += 1.0 if re.search(rf"(?<!\w){re.escape(term)}(?!\w)", folded) else 0.5
         return scores
 
-    def matches(self, latent: int, terms: list[str], labels: Mapping[int, str]) -> tuple[Match, ...]:
-        """Why a latent was found."""
-        label = labels.get(latent, "")
-        reasons = [Match("label", label, 1.0)] if any(term in label.casefold() for term in terms) else []
+    def matches(self, latents: Integer[np.ndarray, "m"], found: list[Found]) -> dict[int, list[Match]]:
+        """Why latents were found: their driving, then their promoted tokens that match any term, strongest first."""
+        tokens = np.unique(np.concatenate([each.tokens for each in found]))
+        every = Found(tokens, np.ones(len(tokens)))
+        reasons: dict[int, list[Match]] = {latent: [] for latent in latents.tolist()}
         for kind, postings in (("driving", self.driving), ("promoted", self.promoted)):
-            best: dict[int, float] = {}
-            for term in terms:
-                latents, _, tokens = postings.of(self.tokens(term))
-                best |= dict.fromkeys(tokens[latents == latent].tolist(), 0.0)
-            scale = self.largest[latent] if kind == "promoted" else 1.0
-            for token in best:
-                part = slice(*np.searchsorted(postings.tokens, [token, token + 1]))
-                best[token] = float(postings.values[part][postings.latents[part] == latent][0]) * float(scale)
-            reasons += [Match(kind, self.texts[token], value) for token, value in sorted(best.items(), key=lambda pair: -pair[1])]
-        return tuple(reasons)
+            listing, values, of = postings.of(every)
+            wanted = np.isin(listing, latents)
+            listing, values, of = listing[wanted], values[wanted], of[wanted]
+            if kind == "promoted":
+                values = values * self.largest[listing]
+            for i in np.lexsort((of, -values)).tolist():
+                reasons[int(listing[i])].append(Match(kind, self.texts[int(of[i])], float(values[i])))
+        return reasons
 
 
 def spellings(token: str) -> set[str]:
@@ -236,9 +235,14 @@ def search(
     if named and int(named[1]) < table.d_sae:
         hit = SearchHit(int(named[1]), 1.0, (Match("number", query.strip(), 1.0),))
         return SearchResults(query, (hit,), 1, index)
-    each = np.stack([table.scores(term, labels) for term in terms])
+    found = [table.tokens(term) for term in terms]
+    each = np.stack([table.scores(tokens, term, labels) for tokens, term in zip(found, terms, strict=True)])
     scores = np.where((each > 0).all(axis=0), each.sum(axis=0), 0.0)
-    found = np.flatnonzero(scores)
-    best = found[np.lexsort((found, -scores[found]))[:limit]]
-    hits = tuple(SearchHit(latent, float(scores[latent]), table.matches(latent, terms, labels)) for latent in best.tolist())
-    return SearchResults(query, hits, len(found), index)
+    matching = np.flatnonzero(scores)
+    best = matching[np.lexsort((matching, -scores[matching]))[:limit]]
+    reasons = table.matches(best, found)
+    for latent in best.tolist():
+        if any(term in (label := labels.get(latent, "")).casefold() for term in terms):
+            reasons[latent].insert(0, Match("label", label, 1.0))
+    hits = tuple(SearchHit(latent, float(scores[latent]), tuple(reasons[latent])) for latent in best.tolist())
+    return SearchResults(query, hits, len(matching), index)
