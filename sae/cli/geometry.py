@@ -37,9 +37,9 @@ OF_KIND = {
     frozenset({"dictionary", "other", "store"}): ("pair",),
     frozenset({"store"}): ("activations",),
     frozenset({"store", "sites"}): ("activations", "layers"),
-    frozenset({"model"}): ("layer_quality", "sparsity"),
+    frozenset({"model"}): ("layer_quality",),
 }
-"""Batteries that are run when none is named."""
+"""Batteries that are run when none is named; `sparsity` of a model takes a pass over the prompts per draw, and is asked for."""
 N_PROMPTS, SHORTEST = 640, 12
 
 
