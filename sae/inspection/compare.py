@@ -199,7 +199,7 @@ def _columns(records: Sequence[FeatureRecord]) -> Markup:
         "driven by": [tokens([d.token for d in r.driving_tokens[:5]]) for r in records],
         "promotes": [tokens([e.token for e in r.promoted[:5]]) for r in records],
         "suppresses": [tokens([e.token for e in r.suppressed[:5]]) for r in records],
-        "passages": [_passages(r) for r in records],
+        "passages": [_passages(r, width=22 if len(records) == 2 else 15) for r in records],
     }
     rows = [
         [styled("td", "label", name), *(styled("td", "column", cell) for cell in cells)]
@@ -215,7 +215,7 @@ def _range(r: FeatureRecord) -> str:
     return f"{number(r.min)} to {number(r.max)}, mean {number(r.mean)}"
 
 
-def _passages(r: FeatureRecord) -> Markup:
+def _passages(r: FeatureRecord, *, width: int) -> Markup:
     rows = [
         [styled("td", "num", number(e.value)), *line(e, r.peak, left=22, right=20)] for e in (*r.examples[:4], *r.negative_examples[:2])
     ]

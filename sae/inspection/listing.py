@@ -14,10 +14,10 @@ from sae.inspection.passages import Look, head, tail
 from sae.inspection.reading import ReadableIndex
 from sae.inspection.records import Example, FeatureRecord
 
-N_SHOWN = 25
+N_SHOWN = 20
 """Rows shown; the rest is counted."""
 STYLES = {
-    "frame": "font-family:system-ui,-apple-system,'Segoe UI',Roboto,sans-serif;font-size:13px;line-height:1.5;max-width:1180px;overflow-x:auto",
+    "frame": "font-family:system-ui,-apple-system,'Segoe UI',Roboto,sans-serif;font-size:13px;line-height:1.5;max-width:1240px;overflow-x:auto",
     "head": "margin:0 0 6px 0;font-size:15px;font-weight:600",
     "foot": "margin:8px 0 0 0;font-size:12px;opacity:.72;max-width:80em",
     "table": "border-collapse:collapse;border:none;background-color:transparent;font-size:12.5px;font-variant-numeric:tabular-nums",
@@ -76,7 +76,7 @@ def tokens(texts: Sequence[str]) -> Markup:
     return Markup("").join(styled("bdi", "token", visible(text, spaces=True)) for text in texts)
 
 
-def line(example: Example, scale: float, *, left: int = 40, right: int = 32) -> tuple[Markup, Markup]:
+def line(example: Example, scale: float, *, left: int = 36, right: int = 26) -> tuple[Markup, Markup]:
     """A passage as two cells that meet at its peak."""
     look, cut = Look("notebook"), passage(example, scale)
     before = look.spans(tail(cut.left, left))

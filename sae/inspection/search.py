@@ -20,9 +20,10 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Integer
+from markupsafe import Markup
 
 from sae.errors import ConfigError
-from sae.inspection.format import visible
+from sae.inspection.format import number, percent, visible
 from sae.inspection.listing import Column, listing_html, listing_text
 from sae.inspection.reading import ReadableIndex
 
@@ -86,25 +87,26 @@ class SearchResults:
     def __len__(self) -> int:
         return len(self.hits)
 
-    def _notes(self) -> dict[int, str]:
-        return {hit.index: "; ".join(_reason(match) for match in hit.matches[:3]) for hit in self.hits}
+    def _reasons(self, latent: int) -> list[str]:
+        matches = next(hit.matches for hit in self.hits if hit.index == latent)
+        return [_reason(match) for match in matches[:2]] + ["…"] * (len(matches) > 2)
 
     def _title(self) -> str:
         return f"{self.n_found} feature{'s' * (self.n_found != 1)} for {self.query!r}"
 
     def _repr_html_(self) -> str:
-        why = Column("found by", self._notes().__getitem__, "note")
+        why = Column("found by", lambda latent: Markup("<br>").join(self._reasons(latent)), "cell")
         return listing_html(self.index, self.ids, title=self._title(), footer=self.definition, columns=[why])
 
     def __repr__(self) -> str:
-        return listing_text(self.index, self.ids, title=self._title(), notes=self._notes())
+        return listing_text(self.index, self.ids, title=self._title(), notes={i: "; ".join(self._reasons(i)) for i in self.ids})
 
 
 def _reason(match: Match) -> str:
     if match.kind in ("label", "number"):
         return match.text
     token = visible(match.text, spaces=True)
-    return f"{token} drives {match.value:.0%}" if match.kind == "driving" else f"promotes {token} {match.value:+.2f}"
+    return f"{token} {percent(match.value)}" if match.kind == "driving" else f"promotes {token} {number(match.value)}"
 
 
 class Found(NamedTuple):

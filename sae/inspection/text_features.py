@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 from sae.errors import ConfigError, FormatError
 from sae.inspection.encoded import EncodedText, LiveEncoder
-from sae.inspection.format import level, number, percent, visible
+from sae.inspection.format import level, number, visible
 from sae.inspection.listing import frame, line, styled, table, tokens
 from sae.inspection.passages import Look
 from sae.inspection.reading import ReadableIndex
@@ -49,6 +49,8 @@ class TextFeature:
     """The text it has it in."""
     position: int
     """The token of that text."""
+    step: int | None
+    """Step of the pursuit (from 1) at which it was first selected there; None for an autoencoder."""
     n_active: int
     """Tokens of the texts on which it fires."""
     of_max: float
@@ -95,30 +97,23 @@ class TextFeatures:
         return frame(title, [*strips, self._table()], self.definition)
 
     def _table(self) -> Markup:
-        titles = [("feature", "th-num"), ("value", "th-num"), ("of max", "th-num"), ("surprise", "th-num"), ("tokens", "th-num")]
-        titles += [("", "th"), ("here", "th"), ("driven by", "th"), ("density", "th-num"), ("", "th"), ("strongest in the corpus", "th")]
+        pursuit = any(found.step is not None for found in self.features)
+        titles = [("feature", "th-num"), ("value", "th-num"), *[("step", "th-num")] * pursuit, ("of max", "th-num"), ("surprise", "th-num")]
+        titles += [("tokens", "th-num"), ("", "th"), ("here", "th"), ("driven by", "th"), ("", "th"), ("strongest in the corpus", "th")]
         rows = []
         for found in self.features:
             r = self.index.record(found.index)
-            scale = max(r.peak, abs(found.value))
             shown = r.examples[:1] or r.negative_examples[:1]
-            corpus = (
-                line(shown[0], r.peak, left=28, right=20) if shown else (styled("td", "left", ""), styled("td", "right", "never fires"))
-            )
-            numbers = [
-                number(found.value),
-                _share(found.of_max),
-                "–" if found.surprise is None else f"{found.surprise:.1f}",
-                number(found.n_active),
-            ]
+            never = (styled("td", "left", ""), styled("td", "right", "never fires"))
+            surprise = "–" if found.surprise is None else f"{found.surprise:.1f}"
+            numbers = [number(found.value), *[str(found.step)] * pursuit, _share(found.of_max), surprise, number(found.n_active)]
             rows.append(
                 [
                     styled("td", "id", f"#{found.index}"),
                     *(styled("td", "num", text) for text in numbers),
-                    *line(self._example(found), scale, left=26, right=20),
+                    *line(self._example(found), max(r.peak, abs(found.value)), left=22, right=16),
                     styled("td", "cell", tokens([d.token for d in r.driving_tokens[:3]])),
-                    styled("td", "num", percent(r.density)),
-                    *corpus,
+                    *(line(shown[0], r.peak, left=22, right=16) if shown else never),
                 ]
             )
         return table(titles, rows) if rows else styled("p", "muted", "No feature fires.")
@@ -167,14 +162,15 @@ def on_texts(
 
 def rank(index: ReadableIndex, texts: Sequence[EncodedText], *, n: int = 20, by: Order = "value", max_density: float = 1.0) -> TextFeatures:
     """The features of texts that are encoded already, ranked; see `on_texts`. Ties by larger magnitude, then latent id."""
-    best: dict[int, tuple[float, int, int]] = {}
+    best: dict[int, tuple[float, int, int, int | None]] = {}
     counts: dict[int, int] = {}
     for t, text in enumerate(texts):
         for position, (latents, values) in enumerate(zip(text.latents, text.values, strict=True)):
-            for latent, value in zip(latents, values, strict=True):
+            steps = text.steps[position] if text.steps is not None else [None] * len(latents)
+            for latent, value, step in zip(latents, values, steps, strict=True):
                 counts[latent] = counts.get(latent, 0) + 1
                 if abs(value) > abs(best.get(latent, (0.0,))[0]):
-                    best[latent] = (value, t, position)
+                    best[latent] = (value, t, position, None if step is None else step + 1)
     density, peaks = index.statistics.density, _peaks(index)
     allowed = [latent for latent in best if density[latent] <= max_density]
     if by != "surprise":  # the numbers of those left out need not be read
@@ -186,7 +182,9 @@ def rank(index: ReadableIndex, texts: Sequence[EncodedText], *, n: int = 20, by:
     return TextFeatures(tuple(texts), tuple(features), len(best), by, index)
 
 
-def _feature(index: ReadableIndex, latent: int, value: float, text: int, position: int, n_active: int, peak: float) -> TextFeature:
+def _feature(
+    index: ReadableIndex, latent: int, value: float, text: int, position: int, step: int | None, n_active: int, peak: float
+) -> TextFeature:
     try:
         values = index.entries(latent).values
     except FormatError:  # a summary bundle without entries
@@ -194,7 +192,7 @@ def _feature(index: ReadableIndex, latent: int, value: float, text: int, positio
     else:
         stronger = int((values >= value).sum() if value > 0 else (values <= value).sum())
         surprise = float(-np.log2((1 + stronger) / (1 + index.n_tokens)))
-    return TextFeature(latent, value, text, position, n_active, abs(value) / peak if peak else float("inf"), surprise)
+    return TextFeature(latent, value, text, position, step, n_active, abs(value) / peak if peak else float("inf"), surprise)
 
 
 def _peaks(index: ReadableIndex) -> np.ndarray:
@@ -212,7 +210,7 @@ def _strip(text: EncodedText, peaks: np.ndarray) -> Markup:
         boxes.append(_box(token, special, latents, values, peaks))
         if token.endswith("\n"):
             boxes.append(Markup("<br>"))
-    return Markup('<div style="margin:0 0 10px 0;max-width:1100px;line-height:1.25">{}</div>').format(Markup("").join(boxes))
+    return Markup('<div style="margin:0 0 10px 0;max-width:1160px;line-height:1.25">{}</div>').format(Markup("").join(boxes))
 
 
 def _box(token: str, special: bool, latents: Sequence[int], values: Sequence[float], peaks: np.ndarray) -> Markup:
@@ -231,5 +229,5 @@ def _box(token: str, special: bool, latents: Sequence[int], values: Sequence[flo
 def _boxed(token: str, below: str, title: str, heat: str, *, faint: bool) -> Markup:
     top = Markup("<bdi {}>{}</bdi>").format(Markup(heat), token)
     bottom = Markup('<span style="font-size:10px;opacity:.62">{}</span>').format(below or Markup("&nbsp;"))
-    whole = "display:inline-block;text-align:center;white-space:pre;margin:0 1px 5px 0" + (";opacity:.5" if faint else "")
+    whole = "display:inline-block;text-align:center;white-space:pre;margin:0 2px 5px 0" + (";opacity:.5" if faint else "")
     return Markup('<span style="{}" title="{}">{}<br>{}</span>').format(whole, title, top, bottom)
