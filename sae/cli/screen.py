@@ -1,22 +1,16 @@
-"""What the programs show: the console, how a training run is followed, how one is stopped."""
+"""How a training run is followed on the console."""
 
 import math
-import signal
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Protocol, runtime_checkable
 
-import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
-from rich.progress_bar import ProgressBar
+from rich.progress import MofNCompleteColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
 from rich.text import Text
 
+from sae.cli.terminal import N_LINES, NarrowingBar, clock, console, stoppable
 from sae.training.log import Record
 
-console = Console()
-N_LINES = 20
-"""Lines about each run where the output is not a terminal."""
+__all__ = ["N_LINES", "Display", "LineDisplay", "LiveDisplay", "NarrowingBar", "clock", "console", "display", "numbers", "stoppable"]
 
 
 @runtime_checkable
@@ -38,14 +32,6 @@ def numbers(record: Record, *, n_steps: int, batch_size: int) -> str:
     speed = f"{rate:8,.0f} tokens/s" if math.isfinite(rate) else f"{'-':>8} tokens/s"
     left = (n_steps - record.step - 1) * batch_size / rate if math.isfinite(rate) and rate > 0 else math.nan
     return f"loss {record.loss:7.4f}  FVU {record.fvu:6.4f}  L0 {record.l0:6.1f}  dead {record.dead_share:6.1%}  {speed}  {clock(left):>8} left"
-
-
-def clock(seconds: float) -> str:
-    """h:mm:ss, or a dash for what is not known."""
-    if not math.isfinite(seconds):
-        return "-"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
 
 
 class LineDisplay:
@@ -91,13 +77,6 @@ class LiveDisplay:
         self.bars.stop()
 
 
-class NarrowingBar(BarColumn):
-    """A bar that gives way to the numbers on a narrow screen."""
-
-    def render(self, task: Task) -> ProgressBar | Text:  # type: ignore[override]
-        return super().render(task) if console.width >= 120 else Text("")
-
-
 class _Numbers(ProgressColumn):
     """The numbers of the last step."""
 
@@ -108,13 +87,3 @@ class _Numbers(ProgressColumn):
 def display(n_steps: int, batch_size: int) -> Display:
     """What suits the output."""
     return LiveDisplay(n_steps, batch_size) if console.is_terminal else LineDisplay(n_steps, batch_size)
-
-
-@contextmanager
-def stoppable(advice: str) -> Iterator[None]:
-    """Ctrl-C ends the program with a line that says how to go on."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        console.print(f"stopped; {advice}", highlight=False, soft_wrap=True, markup=False)
-        raise typer.Exit(128 + signal.SIGINT) from None
