@@ -18,6 +18,10 @@ if [ ! -f "$stamp" ]; then
     # torch first and alone: anything that depends on it then keeps this build instead of pulling one with several GB of CUDA libraries
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -c scripts/constraints.txt torch
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -c scripts/constraints.txt -e ".$extras"
+    case "$extras" in
+        *test*) # the parser that exports are tested against; what else it asks for is not needed for that
+            "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps -c scripts/constraints.txt sae-dashboard ;;
+    esac
     touch "$stamp"
 fi
 python="$venv/bin/python"
