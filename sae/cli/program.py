@@ -1,29 +1,88 @@
-"""The `sae` program: arguments, printing and progress bars around the library."""
+"""The `sae` program: its commands by name. A command's module is imported when the command is asked for, so that one which needs no torch
+starts at once."""
 
-from pathlib import Path
-from typing import Annotated
+import importlib
+from dataclasses import dataclass
+from typing import Any
 
 import typer
+import typer.main
 from rich.markup import escape
-from rich.table import Table
+from typer.core import TyperCommand, TyperGroup
 
-from sae.cli.capture import capture_command
-from sae.cli.geometry import geometry
-from sae.cli.screen import console
-from sae.cli.store import store_app
-from sae.cli.train import train_command
+from sae.cli.terminal import console
 from sae.errors import SaeError
-from sae.storage import Entry, ResultCache, user_cache_dir
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="Interpret language models with sparse dictionaries.")
-cache_app = typer.Typer(no_args_is_help=True, help="The results on disk.")
-app.command("capture")(capture_command)
-app.add_typer(store_app, name="store")
-app.command("train")(train_command)
-app.command("geometry")(geometry)
-app.add_typer(cache_app, name="cache")
 
-CacheFolder = Annotated[Path | None, typer.Option("--cache", help="Folder of results; default: results/ in the user cache folder.")]
+@dataclass(frozen=True)
+class Lazy:
+    """Where a command is."""
+
+    module: str
+    """Its module."""
+    name: str
+    """The function, or the group of commands, in it."""
+    help: str
+    """What the list of commands says of it."""
+
+
+COMMANDS = {
+    "capture": Lazy("sae.cli.capture", "capture_command", "Run a language model over a corpus and keep its activations."),
+    "store": Lazy("sae.cli.store", "store_app", "Activation stores: look, check, mend, join, bring in and out."),
+    "train": Lazy("sae.cli.train", "train_command", "Train dictionaries on a store."),
+    "index": Lazy("sae.cli.index", "index_command", "Build the index of a dictionary over a store."),
+    "serve": Lazy("sae.cli.serve", "serve_command", "Serve indexes: pages, and an API for programs."),
+    "export": Lazy("sae.cli.export", "export_command", "Write features of an index as files for others."),
+    "geometry": Lazy("sae.cli.geometry", "geometry", "Measure the geometry of a dictionary, a store or a model."),
+    "cache": Lazy("sae.cli.cache", "cache_app", "The results on disk."),
+}
+"""In the order of the help."""
+
+
+class LazyGroup(TyperGroup):
+    """A group of commands that are imported one by one."""
+
+    listing = False
+    """Whether only names and help are asked for."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """The names, in the order of the help."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The command of this name, imported now; while help is written, only its line."""
+        if cmd_name not in COMMANDS:
+            return None
+        lazy = COMMANDS[cmd_name]
+        return TyperCommand(cmd_name, help=lazy.help) if self.listing else load(cmd_name, lazy)
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """The help, which imports no command."""
+        self.listing = True
+        try:
+            super().format_help(ctx, formatter)
+        finally:
+            self.listing = False
+
+
+def load(name: str, lazy: Lazy) -> Any:
+    """The command, imported."""
+    target = getattr(importlib.import_module(lazy.module), lazy.name)
+    if not isinstance(target, typer.Typer):
+        group = typer.Typer(add_completion=False)
+        group.command(name)(target)
+        target = group
+    made = typer.main.get_command(target)
+    made.name = name
+    return made
+
+
+app = typer.Typer(cls=LazyGroup, no_args_is_help=True, add_completion=False)
+
+
+@app.callback()
+def sae() -> None:
+    """Interpret language models with sparse dictionaries."""
 
 
 def main() -> None:
@@ -34,48 +93,3 @@ def main() -> None:
         text = escape(" ".join(str(error).split()))  # paths may hold brackets, and other libraries' messages line breaks
         console.print(f"[red]error:[/red] {text}", highlight=False, soft_wrap=True)
         raise SystemExit(2) from None
-
-
-def _results(folder: Path | None) -> ResultCache:
-    return ResultCache(folder or user_cache_dir() / "results")
-
-
-@cache_app.command("ls")
-def cache_ls(cache: CacheFolder = None) -> None:
-    """List every cached result: what, when, how long it took, how big it is."""
-    results = _results(cache)
-    table = Table("result", "entry", "made (UTC)", "seconds", "MB", title=str(results.root), title_justify="left")
-    n_bytes = 0
-    for entry in results.entries():
-        n_bytes += entry.n_bytes
-        table.add_row(entry.function, entry.path.name, entry.created, f"{entry.seconds:.1f}", f"{entry.n_bytes / 1e6:.2f}")
-    console.print(table)
-    console.print(f"{table.row_count} results, {n_bytes / 1e6:.1f} MB")
-
-
-@cache_app.command("verify")
-def cache_verify(cache: CacheFolder = None) -> None:
-    """Check every file of every cached result against its recorded size and SHA-256; status 1 when something is damaged."""
-    results, problems = _results(cache), []
-    folders = results.folders()
-    for folder in folders:
-        problems += results.verify(folder)
-    for problem in problems:
-        console.print(problem, highlight=False, soft_wrap=True)
-    console.print(f"{len(folders)} results checked, {len(problems)} problems")
-    raise typer.Exit(1 if problems else 0)
-
-
-@cache_app.command("prune")
-def cache_prune(
-    cache: CacheFolder = None,
-    function: Annotated[str | None, typer.Option(help="Also remove every result of this function.")] = None,
-    everything: Annotated[bool, typer.Option("--all", help="Remove every result.")] = False,
-) -> None:
-    """Remove damaged results and what dead runs left half-written; with options, also sound results."""
-
-    def drop(entry: Entry) -> bool:
-        return everything or entry.function == function
-
-    for path in _results(cache).prune(drop):
-        console.print(f"removed {path}", highlight=False, soft_wrap=True)

@@ -41,6 +41,10 @@ class Compute:
         finally:
             future.cancel()
 
+    def close(self) -> None:
+        """Start nothing more."""
+        self.pool.shutdown(wait=False, cancel_futures=True)
+
     def _submitted(self, call: Callable[[], Any]) -> "Future[Any]":
         with self.lock:
             if self.n_pending > self.queue:

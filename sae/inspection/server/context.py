@@ -11,9 +11,12 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from sae.errors import ConfigError
+from sae.inspection.encoded import LiveEncoder
+from sae.inspection.exports.peers import PeerIds, peer_ids
+from sae.inspection.exports.provenance import provenance_of
 from sae.inspection.index import FeatureIndex
 from sae.inspection.server.compute import Compute
 from sae.inspection.server.failures import NotFound, NotLoaded
@@ -22,22 +25,8 @@ from sae.storage.cache import ResultCache
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 """What a source may be called."""
-LAYER = re.compile(r"blocks\.(\d+)\.")
 HOSTS = ("127.0.0.1", "localhost", "[::1]")
 """Names of this machine that a request may be addressed to."""
-
-
-@runtime_checkable
-class Encoder(Protocol):
-    """The part of `sae.inspection.live.Live` that the server uses."""
-
-    def encode(self, texts: Any, *, top_k: int | None = None) -> Any:
-        """The codes of each text, token by token."""
-        ...
-
-    def contrast(self, texts_a: Any, texts_b: Any, *, n: int = 50) -> Any:
-        """The features that tell two sets of texts apart, best first."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -48,23 +37,23 @@ class Source:
     """How requests call it."""
     index: FeatureIndex
     """What it holds."""
-    live: Encoder | None = None
+    live: LiveEncoder | None = None
     """Encodes new texts; None when the language model is not loaded."""
-    model_id: str = "local"
-    """Name of the language model, as the routes in Neuronpedia's manner call it."""
 
     def __post_init__(self) -> None:
-        for what, name in (("name", self.name), ("model_id", self.model_id)):
-            if not NAME.fullmatch(name):
-                raise ConfigError(
-                    f"{what} must be letters, digits, '.', '_' and '-', at most 128, the first a letter or digit, got {name!r} (Source)"
-                )
+        if not NAME.fullmatch(self.name):
+            what = "letters, digits, '.', '_' and '-', at most 128, a letter or digit first"
+            raise ConfigError(f"name must be {what}, got {self.name!r} (Source)")
+
+    @property
+    def dictionary(self) -> str:
+        """Digest of its dictionary: what labels and notes belong to."""
+        return self.index.manifest.source.dictionary_digest
 
     @cached_property
-    def source_id(self) -> str:
-        """The layer and the name, as in `15-topk`: what Neuronpedia calls a source."""
-        match = LAYER.match(self.index.manifest.source.site)
-        return f"{match[1]}-{self.name}" if match else self.name
+    def peer(self) -> PeerIds:
+        """How the routes in Neuronpedia's manner call it: the model's name, the layer, the source's name."""
+        return peer_ids(self.index.manifest.source, provenance_of(self.index), model_id=None, source_set=self.name, layer=None)
 
     @property
     def needs_model(self) -> NotLoaded:
@@ -96,9 +85,9 @@ class Registry:
         return self.sources[name]
 
     def compatible(self, model_id: str, source_id: str) -> Source:
-        """The source that Neuronpedia's identifiers name: `{layer}-{name}`, or the name alone. Raises NotFound."""
+        """The source that Neuronpedia's identifiers name: model, and `{layer}-{name}` or the name alone. Raises NotFound."""
         for source in self:
-            if source_id in (source.source_id, source.name) and model_id == source.model_id:
+            if model_id.lower() == source.peer.model_id and source_id.lower() in (source.peer.source, source.peer.source_set):
                 return source
         raise NotFound(f"there is no source {source_id[:128]!r} of a model {model_id[:128]!r}")
 
@@ -135,6 +124,10 @@ class Limits:
     """Features in one export."""
 
 
+LIMITS = Limits()
+"""Those of every server; the schema of the API states them."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ServerSettings:
     """How a server listens and what it refuses."""
@@ -149,8 +142,6 @@ class ServerSettings:
     """Host names it answers to, without port."""
     origins: tuple[str, ...] = ()
     """Other sites that may read the API (`--allow-origin`)."""
-    limits: Limits = Limits()
-    """How much a request may ask for."""
     compute_seconds: float = 60.0
     """Longest time for an encoding."""
     queue: int = 8
@@ -179,7 +170,7 @@ class ServerContext:
     @property
     def limits(self) -> Limits:
         """How much a request may ask for."""
-        return self.settings.limits
+        return LIMITS
 
     @cached_property
     def compute(self) -> Compute:

@@ -63,7 +63,7 @@ class WrongType(Refused):
 class Misdirected(Refused):
     """The request is for a host that this server does not answer for."""
 
-    status, title = 421, "Unknown host"
+    status, title = 400, "Unknown host"
 
 
 class NotBuilt(Refused):

@@ -1,0 +1,81 @@
+"""What the API answers: the models that its schema states, and how they become JSON.
+
+Texts in them come from corpora and tokenizers, and are sent as JSON strings.
+"""
+
+from sae.inspection.server.answers.base import PROBLEM, Problem, Record, problems
+from sae.inspection.server.answers.features import (
+    ExamplePage,
+    FeatureCard,
+    FeaturePage,
+    FeatureRow,
+    HistogramAnswer,
+    LogitsAnswer,
+    NeighboursAnswer,
+    Passage,
+    RandomAnswer,
+    TokenRow,
+    TokensAnswer,
+    card,
+)
+from sae.inspection.server.answers.sources import (
+    Capabilities,
+    CoactivationAnswer,
+    DocumentAnswer,
+    Health,
+    MapAnswer,
+    RunAnswer,
+    RunFile,
+    RunPage,
+    RunRow,
+    SearchAnswer,
+    SearchMatch,
+    SearchRow,
+    SourceInfo,
+    Sources,
+)
+from sae.inspection.server.answers.texts import ContrastAnswer, ContrastRow, EncodeAnswer, EncodedAnswer, TokenizeAnswer
+from sae.inspection.server.answers.words import ExplanationsAnswer, ItemAnswer, ListAnswer, ListsAnswer, NoteAnswer
+
+__all__ = [
+    "PROBLEM",
+    "Capabilities",
+    "CoactivationAnswer",
+    "ContrastAnswer",
+    "ContrastRow",
+    "DocumentAnswer",
+    "EncodeAnswer",
+    "EncodedAnswer",
+    "ExamplePage",
+    "ExplanationsAnswer",
+    "FeatureCard",
+    "FeaturePage",
+    "FeatureRow",
+    "Health",
+    "HistogramAnswer",
+    "ItemAnswer",
+    "ListAnswer",
+    "ListsAnswer",
+    "LogitsAnswer",
+    "MapAnswer",
+    "NeighboursAnswer",
+    "NoteAnswer",
+    "Passage",
+    "Problem",
+    "RandomAnswer",
+    "Record",
+    "RunAnswer",
+    "RunFile",
+    "RunPage",
+    "RunRow",
+    "SearchAnswer",
+    "SearchMatch",
+    "SearchRow",
+    "SourceInfo",
+    "Sources",
+    "TokenRow",
+    "TokenizeAnswer",
+    "TokensAnswer",
+    "card",
+    "problems",
+]
