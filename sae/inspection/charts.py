@@ -16,8 +16,10 @@ HOT, COLD = "#d9661f", "#2f7fc1"
 MARKERS = ("circle", "square", "triangle", "diamond")
 
 
-def histogram_chart(histogram: Histogram, *, unit: str, width: int = 360, height: int = 168) -> Markup:
-    """Bars of a value histogram: counts of tokens, on a square-root axis so that rare large values stay visible."""
+def histogram_chart(histogram: Histogram, *, unit: str, width: int = 360, height: int = 168, marked: bool = False) -> Markup:
+    """Bars of a value histogram: counts of tokens, on a square-root axis so that rare large values stay visible.
+
+    With `marked` the drawing carries its scale and counts as data, so that a page can mark a value in it."""
     counts, edges = histogram.counts, histogram.edges
     most = max(counts, default=0)
     x, y = Scale(edges[0], edges[-1], 44, width - 10), Scale(0, max(most, 1) ** 0.5, height - 36, 12)
@@ -41,7 +43,9 @@ def histogram_chart(histogram: Histogram, *, unit: str, width: int = 360, height
     parts += [text((44 + width - 10) / 2, height - 4, unit, anchor="middle", class_="title", opacity=0.75)]
     span = f"from {number(edges[0])} to {number(edges[-1])}"
     label = f"Histogram of {unit} over {number(sum(counts))} tokens, {span}; heights on a square-root scale"
-    return drawing(width, height, label, parts)
+    ends = {"data_low": f"{edges[0]:.6g}", "data_high": f"{edges[-1]:.6g}", "data_left": 44, "data_right": width - 10, "data_floor": y(0)}
+    data = ends | {"data_counts": " ".join(map(str, counts))} if marked else {}
+    return drawing(width, height, label, parts, class_="chart values", **data)
 
 
 def _bar(x: float, y: float, width: float, height: float, title: str, *, hot: bool) -> Markup:

@@ -53,10 +53,12 @@ def line(
     return element("line", class_=class_, stroke="currentColor", stroke_opacity=opacity, **ends, **more)
 
 
-def drawing(width: int, height: int, title: str, parts: Sequence[Markup], *, class_: str = "chart") -> Markup:
+def drawing(width: int, height: int, title: str, parts: Sequence[Markup], *, class_: str = "chart", **more: object) -> Markup:
     """The whole picture, with its description for readers who do not see it."""
     body = Markup("{}{}").format(element("title", title), join(parts))
-    return element("svg", body, viewBox=f"0 0 {width} {height}", width=width, height=height, role="img", aria_label=title, class_=class_)
+    return element(
+        "svg", body, viewBox=f"0 0 {width} {height}", width=width, height=height, role="img", aria_label=title, class_=class_, **more
+    )
 
 
 @dataclass(frozen=True)
