@@ -29,7 +29,6 @@ from sae.inspection.exports.peers import (
     HALF_OPEN,
     NO_LOGIT_HISTOGRAM,
     NO_NEURONS,
-    SIGNED,
     Explanations,
     PeerIds,
     batches,
@@ -40,6 +39,7 @@ from sae.inspection.exports.peers import (
     peer_text,
     short,
     shorts,
+    signed_note,
 )
 from sae.inspection.exports.provenance import Provenance, provenance_of
 from sae.inspection.index import FeatureIndex
@@ -123,7 +123,7 @@ def write_neuronpedia(
             if rows:
                 with _gzipped(export.file(f"{root}/explanations/batch-{number}.jsonl.gz")) as file:
                     file.writelines(json_line(row) + "\n" for row in rows)
-        export.notes += [HALF_OPEN, SIGNED, DROPPED, NO_LOGIT_HISTOGRAM, NO_NEURONS, NO_MAP]
+        export.notes += [HALF_OPEN, *signed_note(index), DROPPED, NO_LOGIT_HISTOGRAM, NO_NEURONS, NO_MAP]
     return Path(folder)
 
 

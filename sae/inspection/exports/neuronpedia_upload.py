@@ -26,7 +26,6 @@ from sae.inspection.exports.folder import chosen, export_folder, json_line
 from sae.inspection.exports.peers import (
     DROPPED,
     HALF_OPEN,
-    SIGNED,
     Explanations,
     batches,
     groups,
@@ -34,6 +33,7 @@ from sae.inspection.exports.peers import (
     peer_ids,
     peer_text,
     shorts,
+    signed_note,
 )
 from sae.inspection.exports.provenance import Provenance, provenance_of
 from sae.inspection.index import FeatureIndex
@@ -79,7 +79,7 @@ def write_upload(
                 check_upload(request)
                 export.file(f"request-{number:05}.json").write_text(json_line(request) + "\n", encoding="utf-8")
         left_out = len(selected) - len(alive) + n_without
-        export.notes += [HALF_OPEN, SIGNED, DROPPED, "Histograms and neighbours have no place in this format."]
+        export.notes += [HALF_OPEN, *signed_note(index), DROPPED, "Histograms and neighbours have no place in this format."]
         export.notes.append(f"Latents without any passage, which cannot be uploaded: {left_out}.")
         export.facts |= {"modelId": ids.model_id, "source": ids.source, "n_left_out": left_out}
     return Path(folder)

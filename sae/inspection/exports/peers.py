@@ -21,6 +21,7 @@ from jaxtyping import Float
 from sae.errors import ConfigError
 from sae.inspection.exports.folder import clean, short
 from sae.inspection.exports.provenance import Provenance
+from sae.inspection.index import FeatureIndex
 from sae.inspection.records import Example, FeatureRecord, FeatureSource, TokenEffect
 
 IDENTIFIER = re.compile(r"[a-z0-9][a-z0-9._-]{0,127}")
@@ -115,6 +116,11 @@ def share_below_zero(record: FeatureRecord) -> float:
     """Firings with a negative value / all firings; exact, since zero is an edge of the histogram."""
     edges, counts = record.histogram.edges, record.histogram.counts
     return sum(n for n, high in zip(counts, edges[1:], strict=True) if high <= 0) / max(record.n_active, 1)
+
+
+def signed_note(index: FeatureIndex) -> list[str]:
+    """The note about signs, where any value is negative."""
+    return [SIGNED] if float(index.statistics.min.min(initial=0.0)) < 0 else []
 
 
 def peer_text(text: str) -> str:

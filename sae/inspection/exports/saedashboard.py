@@ -22,7 +22,6 @@ from sae.inspection.exports.peers import (
     HALF_OPEN,
     NO_LOGIT_HISTOGRAM,
     NO_NEURONS,
-    SIGNED,
     PeerIds,
     batches,
     checked_atoms,
@@ -31,6 +30,7 @@ from sae.inspection.exports.peers import (
     peer_ids,
     peer_text,
     shorts,
+    signed_note,
 )
 from sae.inspection.exports.provenance import Provenance, provenance_of
 from sae.inspection.index import FeatureIndex
@@ -68,7 +68,7 @@ def write_saedashboard(
             _write_batch(export.file(f"batch-{number}.json"), index, batch, ids, atoms, texts.dataset)
         dead = [latent for latent in selected if active[latent] == 0]
         _write_skipped(export, ids, dead, index.n_tokens)
-        export.notes += [HALF_OPEN, SIGNED, DROPPED, NO_LOGIT_HISTOGRAM, NO_NEURONS]
+        export.notes += [HALF_OPEN, *signed_note(index), DROPPED, NO_LOGIT_HISTOGRAM, NO_NEURONS]
     return Path(folder)
 
 
