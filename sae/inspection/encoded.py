@@ -7,7 +7,7 @@ A text is encoded as a document that begins a row of its own: what the tokens of
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -138,7 +138,7 @@ class LiveEncoder(Protocol):
         ...
 
 
-def check_texts(texts: Sequence[str], *, name: str = "texts") -> None:
+def check_texts(texts: Any, *, name: str = "texts") -> None:
     """Raises ConfigError, naming the text, for one that is not a string, empty, only whitespace, or has a NUL or a lone surrogate."""
     if isinstance(texts, (str, bytes)) or not isinstance(texts, Sequence):
         raise ConfigError(f"{name} must be a sequence of strings, got {_short(texts)}; write [text] for one text")

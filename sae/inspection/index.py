@@ -160,7 +160,7 @@ class FeatureIndex:
 
     @cached_property
     def _search_table(self) -> SearchTable:
-        return SearchTable(self)
+        return SearchTable(self.reader.arrays, self.reader.texts)
 
     def _checked(self, latent: Any) -> int:
         allowed = f"0..d_sae-1={self.d_sae - 1}"

@@ -13,7 +13,7 @@ fires on "war" comes before one that fires on "warning", and both before one tha
 
 import re
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal, NamedTuple
@@ -137,11 +137,11 @@ class Postings:
 
 
 class SearchTable:
-    """The inverted table of an index: made at the first query, then queries touch only what matches."""
+    """The inverted table of an index, from the arrays of its summary and the texts of the vocabulary. Made at the first query; queries then touch
+    only what matches."""
 
-    def __init__(self, index: ReadableIndex) -> None:
-        arrays, texts = index.reader.arrays, index.reader.texts
-        self.d_sae, self.texts = index.d_sae, texts
+    def __init__(self, arrays: Mapping[str, np.ndarray], texts: Sequence[str]) -> None:
+        self.d_sae, self.texts = len(arrays["driving_ids"]), texts
         self.driving = Postings(arrays["driving_ids"], arrays["driving_share"])
         nothing = np.zeros((self.d_sae, 0))
         effects = np.asarray(arrays.get("effect_top", nothing), float)
@@ -180,7 +180,7 @@ class SearchTable:
     def scores(self, found: Found, term: str, labels: Mapping[int, str]) -> Float[np.ndarray, "d_sae"]:
         """The score of every latent for a term with the tokens it matches; 0 where it does not match."""
         latents, shares, _ = self.driving.of(found)
-        scores = np.bincount(latents, shares, minlength=self.d_sae)
+        scores = np.bincount(latents, shares, minlength=self.d_sae).astype(float)  # of nothing it counts in integers
         latents, effects, _ = self.promoted.of(found)
         promoted = np.zeros(self.d_sae)
         np.maximum.at(promoted, latents, effects)

@@ -220,7 +220,7 @@ def _box(token: str, special: bool, latents: Sequence[int], values: Sequence[flo
         about = "masked: the first of its row, or an outlier" if special else "no feature fires"
         return _boxed(shown, "", about, "", faint=special)
     first = order[0]
-    places = level(abs(values[first]), max(peaks[latents[first]], abs(values[first])))
+    places = level(values[first], max(float(peaks[latents[first]]), abs(values[first])))
     style = Look("notebook").heat(places, values[first] < 0)
     title = f"{visible(token, spaces=True)}: " + ", ".join(f"#{latents[i]} {number(values[i])}" for i in order)
     return _boxed(shown, f"#{latents[first]}", title, style, faint=False)
