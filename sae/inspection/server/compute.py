@@ -7,14 +7,22 @@ the model; its client is answered at once, and its place is free when it ends.
 import asyncio
 import sys
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import ContextVar
 from typing import Any
 
-from sae.inspection.server.failures import Busy, TooSlow
+from sae.inspection.server.failures import Busy, Left, TooSlow
 
 RETRY_AFTER = 2
 """Seconds after which a refused client may ask again."""
+POLL_SECONDS = 0.1
+"""How often it is looked whether the client is still there."""
+
+
+CLIENT_LEFT: ContextVar[Callable[[], Awaitable[bool]] | None] = ContextVar("client_left", default=None)
+"""Tells of the request that is answered whether its client is gone; the gate sets it."""
 
 
 class Compute:
@@ -29,9 +37,7 @@ class Compute:
         """`function(*args, **options)`. Raises Busy when the queue is full or memory ran out, TooSlow when the time is over."""
         future = self._submitted(lambda: function(*args, **options))
         try:
-            return await asyncio.wait_for(asyncio.wrap_future(future), self.seconds)
-        except TimeoutError:
-            raise TooSlow(f"the computation took longer than {self.seconds:g} seconds; ask for less text") from None
+            return await self._awaited(future)
         except MemoryError:
             raise Busy("memory ran out; ask for less text", retry_after=RETRY_AFTER) from None
         except RuntimeError as error:
@@ -40,6 +46,18 @@ class Compute:
             raise Busy("the accelerator's memory ran out; ask for less text", retry_after=RETRY_AFTER) from error
         finally:
             future.cancel()
+
+    async def _awaited(self, future: "Future[Any]") -> Any:
+        """The result. Raises TooSlow when the time is over, and Left when the client is gone."""
+        waiting, left = asyncio.wrap_future(future), CLIENT_LEFT.get()
+        end = time.monotonic() + self.seconds
+        while not waiting.done():
+            await asyncio.wait({waiting}, timeout=max(0.0, min(POLL_SECONDS, end - time.monotonic())))
+            if not waiting.done() and time.monotonic() >= end:
+                raise TooSlow(f"the computation took longer than {self.seconds:g} seconds; ask for less text")
+            if not waiting.done() and left is not None and await left():
+                raise Left("the client is gone")
+        return waiting.result()
 
     def close(self) -> None:
         """Start nothing more."""

@@ -136,7 +136,7 @@ class ServerSettings:
     """Address it is bound to; another than a loopback address needs a token."""
     port: int = 8400
     """Port; 0 takes a free one."""
-    token: str | None = None
+    token: str | None = field(default=None, repr=False)
     """Secret that every request must show; None asks for none."""
     hosts: tuple[str, ...] = HOSTS
     """Host names it answers to, without port."""

@@ -66,6 +66,12 @@ class Misdirected(Refused):
     status, title = 400, "Unknown host"
 
 
+class Left(Refused):
+    """Nobody waits for the answer any more; nothing is sent."""
+
+    status, title = 499, "The client is gone"
+
+
 class NotBuilt(Refused):
     """A route that this version does not answer."""
 

@@ -19,6 +19,9 @@ from http.cookies import CookieError, SimpleCookie
 from typing import Any
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
+import anyio
+
+from sae.inspection.server.compute import CLIENT_LEFT
 from sae.inspection.server.context import LIMITS, ServerSettings
 from sae.inspection.server.failures import Forbidden, Misdirected, Refused, TooLarge, Unauthorised, WrongType
 
@@ -74,6 +77,7 @@ class Gate:
             if self.settings.token and self._token_in_query(scope):
                 return await self._enter(scope, receive, guarded)
             body = Body(receive, LIMITS.body_bytes, headers.one("content-length"))
+            CLIENT_LEFT.set(body.left)
             await self.app(scope, body, body.unless_exceeded(guarded))
             body.check()
         except Refused as failure:
@@ -163,6 +167,7 @@ class Body:
 
     def __init__(self, receive: Receive, limit: int, declared: str) -> None:
         self.receive, self.limit, self.n_bytes = receive, limit, 0
+        self.whole, self.gone = False, False
         if declared.isdigit() and int(declared[:20]) > limit:
             self.n_bytes = int(declared[:20])
             self.check()
@@ -171,8 +176,19 @@ class Body:
         message = await self.receive()
         if message["type"] == "http.request":
             self.n_bytes += len(message.get("body", b""))
+            self.whole = not message.get("more_body", False)
             self.check()
+        else:
+            self.gone = True
         return message
+
+    async def left(self) -> bool:
+        """Whether the client has closed the connection; looks, and does not wait."""
+        if self.whole and not self.gone:
+            with anyio.CancelScope() as scope:
+                scope.cancel()
+                self.gone = (await self.receive())["type"] == "http.disconnect"
+        return self.gone
 
     def check(self) -> None:
         """Raises TooLarge when more arrived than is allowed."""

@@ -6,15 +6,12 @@ from fastapi import APIRouter
 from starlette.responses import Response
 
 from sae.inspection.encoded import EncodedText
-from sae.inspection.server.answers import PROBLEM, problems
 from sae.inspection.server.api.texts import encode_texts, firings, not_steering
-from sae.inspection.server.compat.bodies import ActivationNew, ActivationSource, Steer, Tokenize, post, sent
+from sae.inspection.server.compat.bodies import COMPUTES, FAILURE, ActivationNew, ActivationSource, Steer, Tokenize, post, sent
 from sae.inspection.server.compat.features import identifiers
 from sae.inspection.server.context import ServerContext, Source
 from sae.inspection.server.failures import NotFound
 from sae.inspection.server.lookup import Lookup
-
-COMPUTES = problems(404, 409, 503, 504)
 
 
 def activation_router(context: ServerContext) -> APIRouter:
@@ -54,7 +51,7 @@ def activation_router(context: ServerContext) -> APIRouter:
         opened = body.prependBos and row.n_opening > 0
         return sent({"tokens": row.token_ids[first:], "tokenStrings": row.tokens[first:], "prependBos": opened})
 
-    @post(router, "/steer", response_model=None, responses=COMPUTES | {501: PROBLEM}, operation_id="np_steer", status_code=501)
+    @post(router, "/steer", response_model=None, responses=COMPUTES | {501: FAILURE}, operation_id="np_steer", status_code=501)
     async def steer(body: Steer) -> Response:
         """Steered generation. This version does not have it; the request is checked as it will be."""
         for feature in body.features:

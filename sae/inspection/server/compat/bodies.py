@@ -152,6 +152,29 @@ class Steer(Loose):
     strength_multiplier: Number = Field(4, ge=0, le=10)
 
 
+FAILURE: dict[str, Any] = {
+    "description": "Failure",
+    "content": {
+        "application/json": {
+            "schema": {
+                "type": "object",
+                "properties": {"error": {"type": "string"}, "message": {"type": "string"}},
+                "required": ["error", "message"],
+            }
+        }
+    },
+}
+
+
+def failures(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The failures of a route, for the schema."""
+    return dict.fromkeys((400, 401, 403, 404, 413, 415, 422, *statuses), FAILURE)
+
+
+COMPUTES = failures(409, 503, 504)
+"""Failures of a route that needs the language model."""
+
+
 def sent(value: Any, *, keep: bool = False) -> Response:
     """A value as strict JSON."""
     return Response(json_line(value).encode(), headers={} if keep else {"Cache-Control": "no-store"}, media_type="application/json")

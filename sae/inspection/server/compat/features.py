@@ -9,8 +9,7 @@ from starlette.responses import Response
 from sae.inspection.exports.folder import short
 from sae.inspection.exports.peers import feature_arrays, groups, peer_text, shorts
 from sae.inspection.records import FeatureRecord
-from sae.inspection.server.answers import problems
-from sae.inspection.server.compat.bodies import Cosine, ExplanationSearch, FeatureId, post, sent
+from sae.inspection.server.compat.bodies import Cosine, ExplanationSearch, FeatureId, failures, post, sent
 from sae.inspection.server.context import ServerContext, Source
 from sae.inspection.server.failures import NotFound
 from sae.inspection.server.lookup import Lookup
@@ -33,12 +32,12 @@ def feature_router(context: ServerContext) -> APIRouter:
         lookup.latents(source, [index])
         return source, source.index.record(index)
 
-    @router.get("/feature/{modelId}/{source}/{index}", response_model=dict[str, Any], responses=problems(404), operation_id="np_feature")
+    @router.get("/feature/{modelId}/{source}/{index}", response_model=dict[str, Any], responses=failures(), operation_id="np_feature")
     async def feature(modelId: str, source: str, index: Latent) -> Response:
         """A feature with its passages and explanations."""
         return sent(feature_row(*found(modelId, source, index), context), keep=True)
 
-    @post(router, "/activation/get", response_model=list[dict[str, Any]], responses=problems(404), operation_id="np_activations")
+    @post(router, "/activation/get", response_model=list[dict[str, Any]], responses=failures(), operation_id="np_activations")
     async def activations(body: FeatureId) -> Response:
         """The stored passages of a feature, strongest first."""
         source, record = found(body.modelId, body.source_id, body.index)
@@ -47,7 +46,7 @@ def feature_router(context: ServerContext) -> APIRouter:
             raise NotFound(f"feature {body.index} of {source.name} fires on no token")
         return sent(rows)
 
-    @post(router, "/cossim", response_model=dict[str, Any], responses=problems(404), operation_id="np_cossim")
+    @post(router, "/cossim", response_model=dict[str, Any], responses=failures(), operation_id="np_cossim")
     async def cosine(body: Cosine) -> Response:
         """The nearest features of the same source by the cosine of their decoder directions."""
         source, record = found(body.modelId, body.source, body.index)
@@ -63,7 +62,7 @@ def feature_router(context: ServerContext) -> APIRouter:
         own = {"model": source.peer.model_id, "source": source.peer.source, "index": record.index}
         return sent({"feature": own, "topkDecoderCossimFeatures": nearest})
 
-    @post(router, "/explanation/search", response_model=dict[str, Any], responses=problems(404), operation_id="np_explanation_search")
+    @post(router, "/explanation/search", response_model=dict[str, Any], responses=failures(), operation_id="np_explanation_search")
     async def search(body: ExplanationSearch) -> Response:
         """Explanations that hold the query, whatever its case; Neuronpedia compares meanings, this server compares letters."""
         rows = []

@@ -6,14 +6,11 @@ from fastapi import APIRouter
 from starlette.responses import Response
 
 from sae.inspection.encoded import EncodedText
-from sae.inspection.server.answers import problems
 from sae.inspection.server.api.texts import encode_texts, firings
-from sae.inspection.server.compat.bodies import SearchAll, SearchByToken, post, sent
+from sae.inspection.server.compat.bodies import COMPUTES, SearchAll, SearchByToken, post, sent
 from sae.inspection.server.compat.features import identifiers
 from sae.inspection.server.context import ServerContext, Source
 from sae.inspection.server.failures import NotFound
-
-COMPUTES = problems(404, 409, 503, 504)
 
 
 class Hit(NamedTuple):
