@@ -135,6 +135,10 @@ def test_the_script_sends_what_is_typed_and_shows_what_comes_back():
       window.model = {get: (k) => state[k], set: (k, v) => { state[k] = v; }, save_changes: () => saved.push(state.text),
         on: (e, f) => { (listeners[e] ||= []).push(f); }, off: (e, f) => { listeners[e] = listeners[e].filter((g) => g !== f); }};
       window.answer = (k, v) => { state[k] = v; (listeners["change:" + k] || []).forEach((f) => f()); };
+      let timers = new Map(), number = 0;  // nothing happens until a test lets the time pass
+      window.setTimeout = (f, ms) => { timers.set(++number, f); return number; };
+      window.clearTimeout = (id) => timers.delete(id);
+      window.pass = () => { const due = [...timers.values()]; timers.clear(); due.forEach((f) => f()); };
       window.listening = () => Object.values(listeners).flat().length;
     """
     with sync_api.sync_playwright() as playwright:
@@ -145,18 +149,21 @@ def test_the_script_sends_what_is_typed_and_shows_what_comes_back():
         page.on("request", lambda request: requests.append(request.url))
         page.set_content("<div id=here></div>")
         page.evaluate(fake + script.replace("export default { render };", "window.render = render; 0"))
-        page.evaluate("window.stop = render({model, el: document.getElementById('here')})")
+        page.evaluate("window.stop = render({model, el: document.getElementById('here')}); 0")  # a function would be called
         assert page.input_value("textarea") == "first"
         assert page.inner_text("#here p") == "one"
         page.fill("textarea", "second")
         assert page.evaluate("saved") == []  # not at every key
-        page.wait_for_function("saved.length == 1")
+        page.evaluate("pass()")
+        assert page.evaluate("saved") == ["second"]
         assert page.inner_text("[role=status]") == "encoding …"
         page.evaluate("answer('html', '<p>two</p>'); answer('status', '3 tokens')")
         assert page.inner_text("#here p") == "two"
         assert page.inner_text("[role=status]") == "3 tokens"
         page.fill("textarea", "third")
         page.press("textarea", "Control+Enter")
+        assert page.evaluate("saved") == ["second", "third"]
+        page.evaluate("pass()")
         assert page.evaluate("saved") == ["second", "third"]
         page.evaluate("stop()")
         assert page.evaluate("listening()") == 0
