@@ -9,6 +9,7 @@ list (P. Westfall and S. Young, "Resampling-Based Multiple Testing", 1993).
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -17,6 +18,9 @@ from scipy.stats import rankdata
 
 from sae.errors import ConfigError
 from sae.inspection.encoded import Contrast, EncodedText
+from sae.inspection.format import number, percent
+from sae.inspection.listing import Column, listing_html, listing_text
+from sae.inspection.reading import ReadableIndex
 
 MIN_TEXTS = 4
 """Fewest texts of each set for the null: of 4 and 4 there are 70 divisions."""
@@ -31,6 +35,51 @@ CONTRAST_DEFINITION = (
 )
 
 
+@dataclass(frozen=True)
+class ContrastTable:
+    """The features that tell two sets of texts apart, best first. A notebook shows them as a table."""
+
+    contrasts: tuple[Contrast, ...]
+    """The features, best first."""
+    n_texts: tuple[int, int]
+    """Texts of each set."""
+    index: ReadableIndex = field(repr=False, compare=False)
+    """Where the features are described."""
+    definition: str = CONTRAST_DEFINITION
+    """What they are ranked by."""
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """Latent ids, best first."""
+        return tuple(contrast.index for contrast in self.contrasts)
+
+    def __len__(self) -> int:
+        return len(self.contrasts)
+
+    def _title(self) -> str:
+        return f"{len(self)} features that tell {self.n_texts[0]} texts (a) from {self.n_texts[1]} (b)"
+
+    def _repr_html_(self) -> str:
+        of = {contrast.index: contrast for contrast in self.contrasts}
+        columns = [
+            Column("AUC", lambda i: f"{of[i].auc:.2f}"),
+            Column("p", lambda i: _p_text(of[i].p_value)),
+            Column("mean a", lambda i: number(of[i].mean_a)),
+            Column("mean b", lambda i: number(of[i].mean_b)),
+            Column("fires in a", lambda i: percent(of[i].share_a)),
+            Column("in b", lambda i: percent(of[i].share_b)),
+        ]
+        return listing_html(self.index, self.ids, title=self._title(), footer=self.definition, columns=columns, spark=False)
+
+    def __repr__(self) -> str:
+        notes = {c.index: f"AUC {c.auc:.2f}, p {_p_text(c.p_value)}" for c in self.contrasts}
+        return listing_text(self.index, self.ids, title=self._title(), notes=notes)
+
+
+def _p_text(p_value: float | None) -> str:
+    return "–" if p_value is None else f"{p_value:.3f}"
+
+
 def contrast_texts(
     texts_a: Sequence[EncodedText], texts_b: Sequence[EncodedText], *, n: int, score: Literal["max", "mean"] = "max", seed: int = 0
 ) -> list[Contrast]:
@@ -42,9 +91,10 @@ def contrast_texts(
     ids, scores = text_scores([*texts_a, *texts_b], score=score)
     n_a, n_b = len(texts_a), len(texts_b)
     ranks = rankdata(scores, axis=0)
-    auc = (ranks[:n_a].sum(0) - n_a * (n_a + 1) / 2) / (n_a * n_b)
+    wins = ranks[:n_a].sum(0) - n_a * (n_a + 1) / 2  # pairs in which a's text is above, ties counted half: exact
+    auc, distance = wins / (n_a * n_b), np.abs(2 * wins - n_a * n_b)
     means, shares = [[f(part, axis=0) for part in (scores[:n_a], scores[n_a:])] for f in (np.mean, _share)]
-    order = np.lexsort((ids, -np.abs(means[0] - means[1]), -np.abs(auc - 0.5)))[:n]
+    order = np.lexsort((ids, -np.abs(means[0] - means[1]), -distance))[:n]
     p_values = _p_values(ranks, n_a, np.abs(auc - 0.5)[order], seed) if min(n_a, n_b) >= MIN_TEXTS else [None] * len(order)
     return [
         Contrast(int(ids[i]), float(auc[i]), *(float(each[i]) for each in (*means, *shares)), p_value)

@@ -22,6 +22,7 @@ from jaxtyping import Integer
 from sae.errors import ConfigError, FormatError
 from sae.inspection.compare import Comparison, compare
 from sae.inspection.contexts import TokenTable
+from sae.inspection.contrast import ContrastTable
 from sae.inspection.display import FeatureCard
 from sae.inspection.encoded import LiveEncoder
 from sae.inspection.entries import Entries, EntryView
@@ -157,6 +158,13 @@ class FeatureIndex:
         """What fires in a text, or in several: the `n` strongest features with evidence, and every token's. Needs `attach`; see
         `sae.inspection.text_features.on_texts`, which also says what it raises."""
         return on_texts(self, self.live, texts, n=n, by=by, max_density=max_density)
+
+    def contrast(self, texts_a: Sequence[str], texts_b: Sequence[str], *, n: int = 20) -> ContrastTable:
+        """The `n` features that tell two sets of texts apart best, with what chance gives; see `sae.inspection.contrast`. Needs `attach`.
+        Raises ConfigError without a live encoder and for texts that cannot be encoded."""
+        if self.live is None:
+            raise ConfigError("this index has no live encoder, which encoding texts needs: see FeatureIndex.attach (FeatureIndex.contrast)")
+        return ContrastTable(tuple(self.live.contrast(texts_a, texts_b, n=n)), (len(texts_a), len(texts_b)), self)
 
     @cached_property
     def _search_table(self) -> SearchTable:

@@ -84,9 +84,17 @@ def line(example: Example, scale: float, *, left: int = 36, right: int = 26) -> 
 
 
 def listing_html(
-    index: ReadableIndex, ids: Sequence[int], *, title: str, footer: str, columns: Sequence[Column] = (), shown: int = N_SHOWN
+    index: ReadableIndex,
+    ids: Sequence[int],
+    *,
+    title: str,
+    footer: str,
+    columns: Sequence[Column] = (),
+    shown: int = N_SHOWN,
+    spark: bool = True,
 ) -> str:
-    """The features as a table: id, the columns given, driving tokens, density, largest value, bits, distribution, strongest passage."""
+    """The features as a table: id, the columns given, driving tokens, density, largest value, bits, distribution (with `spark`), strongest
+    passage."""
     titles = [
         ("feature", "th-num"),
         *((column.title, "th-num" if column.style == "num" else "th") for column in columns),
@@ -94,17 +102,17 @@ def listing_html(
         ("density", "th-num"),
         ("max", "th-num"),
         ("tells, bits", "th-num"),
-        ("values", "th"),
+        *[("values", "th")] * spark,
         ("", "th"),
         ("strongest passage", "th"),
     ]
-    rows = [_row(index.record(latent), columns) for latent in ids[:shown]]
+    rows = [_row(index.record(latent), columns, spark) for latent in ids[:shown]]
     more = f"{len(ids) - shown} more are not shown. " if len(ids) > shown else ""
     parts = [table(titles, rows)] if rows else [styled("p", "muted", "Nothing.")]
     return frame(title, parts, more + footer)
 
 
-def _row(r: FeatureRecord, columns: Sequence[Column]) -> list[Markup]:
+def _row(r: FeatureRecord, columns: Sequence[Column], spark: bool) -> list[Markup]:
     given = [styled("td", column.style, column.cell(r.index)) for column in columns]
     shown = r.examples[:1] or r.negative_examples[:1]
     ends = line(shown[0], r.peak) if shown else (styled("td", "left", ""), styled("td", "right", styled("span", "muted", "never fires")))
@@ -115,7 +123,7 @@ def _row(r: FeatureRecord, columns: Sequence[Column]) -> list[Markup]:
         styled("td", "num", percent(r.density)),
         styled("td", "num", number(r.max if r.max > 0 else r.min)),
         styled("td", "num", bits(r.token_bits + r.next_bits)),
-        styled("td", "cell", sparkline(r.histogram) if r.alive else ""),
+        *[styled("td", "cell", sparkline(r.histogram) if r.alive else "")] * spark,
         *ends,
     ]
 
