@@ -27,6 +27,7 @@ _HOME = {
     "Series": "report_data",
     "Table": "report_data",
     "build_index": "build",
+    "build_index_from_codes": "build",
     "coactive": "query",
     "metric_table": "metrics",
     "telling_features": "query",
@@ -35,7 +36,7 @@ _HOME = {
 }
 
 if TYPE_CHECKING:
-    from sae.inspection.build import IndexProgress, build_index
+    from sae.inspection.build import IndexProgress, build_index, build_index_from_codes
     from sae.inspection.display import FeatureCard
     from sae.inspection.index import FeatureIndex
     from sae.inspection.metrics import METRICS, metric_table

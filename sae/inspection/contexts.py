@@ -5,13 +5,19 @@ All functions take the entries of one latent: flat token indices `t = row * cont
     top         by value descending, ties by token index; each document offers its `per_document` strongest;
                 of equal windows the strongest stays
     intervals   (max * j / m, max * (j + 1) / m],  j = 0..m-1, half-open below so that zero never enters;
-                uniform seeded samples of each
+                uniform samples of each, chosen by the same rules from the list in the order of
+                priority(t) = mix(key + t), mix the finaliser of SplitMix64
+    near misses occurrences of the driving tokens on which the latent does not fire, drawn uniformly
 
-Equal-width intervals of the activation range as in T. Bricken et al., "Towards Monosemanticity" (Transformer Circuits, 2023); that the
-strongest examples alone mislead is shown by T. Bolukbasi et al., "An Interpretability Illusion for BERT" (2021, arXiv 2104.07143).
+A sample in the order of a hash is uniform, needs no state, and stays when the corpus grows but for what the new tokens displace. The hash:
+G. L. Steele, D. Lea and C. H. Flood, "Fast splittable pseudorandom number generators" (OOPSLA 2014). Equal-width intervals of the activation
+range as in T. Bricken et al., "Towards Monosemanticity" (Transformer Circuits, 2023); that the strongest examples alone mislead is shown by
+T. Bolukbasi et al., "An Interpretability Illusion for BERT" (2021, arXiv 2104.07143).
+
+These are the plain forms; `sae.inspection.loops.passages` has the ones that are compiled.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -112,6 +118,35 @@ def _without_duplicates(ranked: Int[np.ndarray, "n"], table: TokenTable, n: int)
     return np.array(chosen, np.int64)
 
 
+STREAMS = {"intervals": 0, "random": 1, "near_miss": 2}
+"""Which draws are independent of which."""
+GOLDEN, M1, M2 = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+
+
+def mix(z: Shaped[np.ndarray, "*n"]) -> Shaped[np.ndarray, "*n"]:
+    """The finaliser of SplitMix64, of uint64."""
+    z = (z ^ (z >> np.uint64(30))) * M1
+    z = (z ^ (z >> np.uint64(27))) * M2
+    return z ^ (z >> np.uint64(31))
+
+
+def sample_keys(seed: int, latents: Integer[np.ndarray, "n"], stream: str) -> Shaped[np.ndarray, "n"]:
+    """The key of every latent's draws, uint64."""
+    start = mix(np.full(len(latents), (seed * len(STREAMS) + STREAMS[stream] + 1) % 2**64, np.uint64) * GOLDEN)
+    return mix(start + latents.astype(np.uint64) * GOLDEN)
+
+
+def sampled_contexts(
+    tokens: Integer[np.ndarray, "n"], values: Float[np.ndarray, "n"], table: TokenTable, *, n: int, key: np.uint64
+) -> Int[np.ndarray, "m"]:
+    """Flat indices of `n` passages drawn uniformly, strongest first: one a document, without near-duplicates."""
+    order = np.argsort(mix(key + tokens.astype(np.uint64)), kind="stable")
+    ranked = tokens[order].astype(np.int64)
+    chosen = _without_duplicates(ranked[_rank_in_group(table.documents.reshape(-1)[ranked]) < 1], table, n)
+    strength = values[np.searchsorted(tokens, chosen)]
+    return chosen[np.lexsort((chosen, -strength))]
+
+
 class IntervalSample(NamedTuple):
     """One interval of a latent's values."""
 
@@ -122,15 +157,15 @@ class IntervalSample(NamedTuple):
     n_active: int
     """Entries within."""
     picks: Int[np.ndarray, "m"]
-    """Positions (into the latent's entries) of the samples, strongest first, ties by token index."""
+    """Flat token indices of the samples, strongest first, ties by token index."""
 
 
 def interval_samples(
-    values: Float[np.ndarray, "n"], *, n_intervals: int, n_samples: int, seed: tuple[int, ...]
+    tokens: Integer[np.ndarray, "n"], values: Float[np.ndarray, "n"], table: TokenTable, *, n_intervals: int, n_samples: int, key: np.uint64
 ) -> Iterator[IntervalSample]:
-    """The intervals of (0, max], highest first, each with at most `n_samples` of its entries drawn uniformly without replacement.
+    """The intervals of (0, max], highest first, each with at most `n_samples` passages drawn uniformly.
 
-    Nothing when no value is positive. `seed` decides the draw: equal seeds and values give equal samples.
+    Nothing when no value is positive. `key` decides the draw: equal keys and entries give equal samples.
     """
     top = float(values.max(initial=0.0))
     if top <= 0:
@@ -138,12 +173,51 @@ def interval_samples(
     edges = top * np.arange(n_intervals + 1) / n_intervals
     edges[-1] = top
     place = np.searchsorted(edges, values.astype(np.float64), side="left") - 1
-    generator = np.random.default_rng(list(seed))
     for j in reversed(range(n_intervals)):
         within = np.flatnonzero(place == j)
-        picks = np.sort(generator.choice(within, size=min(n_samples, len(within)), replace=False)) if len(within) else within
-        picks = picks[np.argsort(-values[picks], kind="stable")]
+        picks = sampled_contexts(tokens[within], values[within], table, n=n_samples, key=key)
         yield IntervalSample(float(edges[j]), float(edges[j + 1]), len(within), picks)
+
+
+def near_misses(
+    tokens: Integer[np.ndarray, "n"],
+    driving: Integer[np.ndarray, "n_driving"],
+    occurrences: Sequence[Integer[np.ndarray, "_"]],
+    table: TokenTable,
+    *,
+    n: int,
+    n_draws: int,
+    key: np.uint64,
+) -> Int[np.ndarray, "m"]:
+    """At most `n` occurrences of the driving tokens, each token in turn, on which the latent does not fire.
+
+    `occurrences[s]` are the places of driving token s, ascending. A token's next occurrence is the first of its remaining draws (with
+    replacement, `n_draws` in all) where the latent is silent, whose document is new and whose window is; fewer are found where it nearly
+    always fires.
+    """
+    chosen: list[int] = []
+    seen: set[int] = set()
+    drawn, flat, firing = [0] * len(driving), table.documents.reshape(-1), set(tokens.tolist())
+    progress = True
+    while len(chosen) < n and progress:
+        progress = False
+        for s, places in enumerate(occurrences):
+            if len(chosen) == n:
+                break
+            if not set(places.tolist()) - firing:
+                continue
+            while drawn[s] < n_draws:
+                draw = mix(mix(np.array([key + np.uint64(driving[s])])) + np.uint64(drawn[s]))[0]
+                token = int(places[int(draw) % len(places)])
+                drawn[s] += 1
+                if token in firing or int(flat[token]) in seen:
+                    continue
+                seen.add(int(flat[token]))
+                if len(_without_duplicates(np.array([*chosen, token]), table, n)) > len(chosen):
+                    chosen.append(token)
+                    progress = True
+                    break
+    return np.array(chosen, np.int64)
 
 
 def window_values(

@@ -1,25 +1,31 @@
-"""The non-zero values of a dictionary over a store, kept twice: by token (CSR) and by latent (CSC).
+"""The non-zero values of a dictionary over a store, kept twice: by token (CSR, in segments) and by latent (CSC).
 
-    by_token/   start [n_tokens + 1], latent [nnz], value [nnz], step [nnz]    entries of token t are start[t] .. start[t + 1], as encoded
-    by_latent/  start [d_sae + 1],    token  [nnz], value [nnz], step [nnz]    entries of latent i, tokens ascending
+    by_token/00000.safetensors      start [n + 1], latent [nnz], value [nnz], step [nnz]     entries of token t are start[t] .. start[t + 1]
+    by_latent/entries.safetensors   start [d_sae + 1], token [nnz], value [nnz], step [nnz]  entries of latent i, tokens ascending
 
-`step` is there for matching pursuits only: the step (from 0) at which the latent was first selected. Every array is one raw little-endian
-`.npy` file read by memory mapping. The second view is made from the first by a counting scatter: counts per latent give every latent its
-place, then one pass moves the entries, chunk by chunk, so memory is O(chunk + d_sae).
+A segment covers whole rows of the store and never changes; the order within a token is the encoder's. `step` is there for matching pursuits
+only: the step (from 0) at which the latent was first selected; a segment in which it is everywhere the place within the token leaves it out.
+`value` is float16 or float32 and is multiplied by the scale that the manifest states, a power of two: 1 where the largest |value| lies in
+1..30,000, so that neither overflow nor underflow touches a value that matters. Everything here is read by memory mapping, without torch.
 """
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Integer, Shaped
 
-from sae.dictionaries.codes import SparseCodes
-from sae.errors import ConfigError, FormatError
+from sae.errors import FormatError
+from sae.inspection.manifest import IndexManifest, SegmentRecord
+from sae.storage import map_arrays
 
-CHUNK = 2**21
-"""Entries moved at once by the scatter."""
-FLOAT16_MAX, FLOAT16_TINY = 65504.0, 2.0**-24
+BY_LATENT = "by_latent/entries.safetensors"
+FLOAT16_TINY = 2.0**-24
+UNSCALED = (1.0, 3e4)
+"""Largest |value| that needs no scale."""
+SCALED_MAX = 2.0**14
+"""Largest |value| / scale where there is a scale; half of it at least."""
 
 
 class Entries(NamedTuple):
@@ -33,163 +39,170 @@ class Entries(NamedTuple):
     """Step of first selection from 0, for a matching pursuit."""
 
 
-class FlatCodes(NamedTuple):
-    """A batch of codes without padding."""
+class TokenEntries(NamedTuple):
+    """The entries of several tokens, one token after the other."""
 
-    rows: Integer[np.ndarray, "nnz"]
-    """Row of the batch, ascending."""
+    start: Integer[np.ndarray, "n_tokens_and_1"]
+    """Entries of the i-th token asked for are start[i] .. start[i + 1]."""
     latents: Integer[np.ndarray, "nnz"]
-    """Latent ids."""
+    """Latent ids in the order of encoding."""
     values: Float[np.ndarray, "nnz"]
-    """Values, none of them zero."""
-    steps: Integer[np.ndarray, "nnz"]
-    """Place within the row: for a pursuit the step of first selection."""
+    """The values, float32."""
+    steps: Integer[np.ndarray, "nnz"] | None
+    """Step of first selection from 0, for a matching pursuit."""
 
 
-def flatten(codes: SparseCodes, *, repeated: bool) -> FlatCodes:
-    """The codes' entries row by row in their order. With `repeated`, a latent that stands twice in a row (a pursuit may select it again)
-    is one entry: its values added, at the step of its first selection. Entries that are zero are dropped."""
-    indices, values = codes.indices.cpu().numpy(), codes.values.detach().float().cpu().numpy()
-    rows, steps = np.nonzero(np.arange(indices.shape[1]) < codes.counts.cpu().numpy()[:, None])
-    latents, values = indices[rows, steps].astype(np.int64), values[rows, steps]
-    if repeated and len(latents):
-        _, first, inverse = np.unique(rows * codes.d_sae + latents, return_index=True, return_inverse=True)
-        if len(first) < len(latents):
-            total = np.bincount(inverse, weights=values).astype(np.float32)
-            order = np.argsort(first)
-            first, values = first[order], total[order]
-            rows, latents, steps = rows[first], latents[first], steps[first]
-    kept = values != 0
-    return FlatCodes(rows[kept], latents[kept], values[kept], steps[kept])
+def segment_name(number: int) -> str:
+    """Name of a segment within the folder of an index."""
+    return f"by_token/{number:05d}.safetensors"
 
 
-class Column:
-    """A one-dimensional `.npy` file that grows; its header is completed by `close`."""
-
-    def __init__(self, path: Path, dtype: np.dtype | type | str) -> None:
-        self.dtype = np.dtype(dtype).newbyteorder("<")
-        self.length = 0
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.file = open(path, "wb")  # noqa: SIM115  closed by `close`
-        self._header()
-
-    def _header(self) -> None:
-        description = {"descr": np.lib.format.dtype_to_descr(self.dtype), "fortran_order": False, "shape": (self.length,)}
-        self.file.seek(0)
-        np.lib.format.write_array_header_1_0(self.file, description)  # numpy pads it, so that a longer length fits later
-
-    def append(self, values: Shaped[np.ndarray, "n"]) -> None:
-        """Add values at the end."""
-        self.file.write(np.ascontiguousarray(values, self.dtype).data)
-        self.length += len(values)
-
-    def close(self) -> None:
-        """Write the final length into the header."""
-        self._header()
-        self.file.close()
+def latent_dtype(d_sae: int) -> np.dtype:
+    """The narrowest id of a latent."""
+    return np.dtype("<u2") if d_sae <= 2**16 else np.dtype("<u4")
 
 
-def stored_values(values: Float[np.ndarray, "n"], dtype: str, where: str) -> Float[np.ndarray, "n"]:
-    """The values as they will be read back. float16 keeps the sign and non-zeroness of tiny values; ConfigError when one is too large for
-    it."""
-    if not np.isfinite(values).all():
-        raise FormatError(f"the dictionary gave a value that is not finite ({where}): {values[~np.isfinite(values)][0]}")
+def token_dtype(n_tokens: int) -> np.dtype:
+    """The narrowest id of a token, of at least 32 bits."""
+    return np.dtype("<u4") if n_tokens <= 2**32 else np.dtype("<u8")
+
+
+def value_scale(largest: float, dtype: str) -> float:
+    """The power of two that values of a largest magnitude `largest` are divided by when stored."""
+    if dtype == "float32" or largest == 0 or UNSCALED[0] <= largest <= UNSCALED[1]:
+        return 1.0
+    return float(2.0 ** np.ceil(np.log2(largest / SCALED_MAX)))
+
+
+def stored_values(values: Float[np.ndarray, "n"], dtype: str, scale: float) -> Float[np.ndarray, "n"]:
+    """The values as they are stored. float16 keeps the sign and non-zeroness of values that are too small for it."""
     if dtype == "float32":
-        return values.astype(np.float32)
-    largest = float(np.abs(values).max(initial=0.0))
-    if largest > FLOAT16_MAX:
-        raise ConfigError(f"value_dtype 'float16' holds at most {FLOAT16_MAX:.0f}, but a value is {largest:g} ({where}); use 'float32'")
-    tiny = np.abs(values) < FLOAT16_TINY
-    return np.where(tiny, np.copysign(FLOAT16_TINY, values), values).astype(np.float16)
+        return values.astype("<f4")
+    scaled = values.astype(np.float32) / np.float32(scale)
+    stored = scaled.astype("<f2")
+    lost = (stored == 0) & (values != 0)
+    if lost.any():
+        stored[lost] = np.copysign(np.float16(FLOAT16_TINY), scaled[lost])
+    return stored
 
 
-class TokenMajorWriter:
-    """Writes `by_token/` batch by batch, and counts entries per latent on the way; a context manager, the files are complete after it."""
-
-    def __init__(self, folder: Path, *, d_sae: int, n_tokens: int, value_dtype: str, pursuit: bool) -> None:
-        self.value_dtype = value_dtype
-        self.columns = {
-            "latent": Column(folder / "latent.npy", np.uint16 if d_sae <= 2**16 else np.int32),
-            "value": Column(folder / "value.npy", value_dtype),
-        } | ({"step": Column(folder / "step.npy", np.uint16)} if pursuit else {})
-        self.start = folder / "start.npy"
-        self.per_token = np.zeros(n_tokens, np.int64)
-        self.per_latent = np.zeros(d_sae, np.int64)
-
-    def append(self, tokens: Integer[np.ndarray, "batch"], codes: FlatCodes) -> None:
-        """Add the entries of a batch; `tokens` are the flat indices of its rows, above all earlier ones."""
-        where = f"tokens {tokens[0]}..{tokens[-1]}"
-        self.columns["latent"].append(codes.latents)
-        self.columns["value"].append(stored_values(codes.values, self.value_dtype, where))
-        if "step" in self.columns:
-            self.columns["step"].append(codes.steps)
-        self.per_token[tokens] = np.bincount(codes.rows, minlength=len(tokens))
-        self.per_latent += np.bincount(codes.latents, minlength=len(self.per_latent))
-
-    def __enter__(self) -> "TokenMajorWriter":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for column in self.columns.values():
-            column.close()
-        np.save(self.start, np.r_[0, np.cumsum(self.per_token)].astype("<i8"), allow_pickle=False)
+def read_values(stored: Float[np.ndarray, "n"], scale: float) -> Float[np.ndarray, "n"]:
+    """float32 values of stored ones."""
+    values = stored.astype(np.float32)
+    return values if scale == 1.0 else values * np.float32(scale)
 
 
-def scatter_by_latent(by_token: Path, by_latent: Path, per_latent: Integer[np.ndarray, "d_sae"]) -> None:
-    """Write `by_latent/` from `by_token/`; `per_latent` are the entries of each latent."""
-    by_latent.mkdir()
-    token_start, latents = _mapped(by_token / "start.npy"), _mapped(by_token / "latent.npy")
-    start = np.r_[0, np.cumsum(per_latent)].astype("<i8")
-    np.save(by_latent / "start.npy", start, allow_pickle=False)
-    token_dtype = np.dtype("<u4") if len(token_start) <= 2**32 else np.dtype("<i8")
-    sources = {name: _mapped(by_token / f"{name}.npy") for name in ("value", "step") if (by_token / f"{name}.npy").exists()}
-    targets = {name: _created(by_latent / f"{name}.npy", source.dtype, len(latents)) for name, source in sources.items()}
-    tokens = _created(by_latent / "token.npy", token_dtype, len(latents))
-    place = start[:-1].copy()
-    for begin in range(0, len(latents), CHUNK):
-        chunk = slice(begin, begin + CHUNK)
-        order = np.argsort(latents[chunk], kind="stable")
-        ordered = np.asarray(latents[chunk])[order].astype(np.int64)
-        counts = np.bincount(ordered, minlength=len(place))
-        target = np.arange(len(ordered)) + np.repeat(place - np.r_[0, np.cumsum(counts)[:-1]], counts)
-        flat = np.searchsorted(token_start, np.arange(begin, begin + len(ordered)), side="right") - 1
-        tokens[target] = flat[order]
-        for name, source in sources.items():
-            targets[name][target] = np.asarray(source[chunk])[order]
-        place += counts
-    for array in (tokens, *targets.values()):
-        array.flush()
+def checked_arrays(path: Path, expected: Mapping[str, tuple[str, tuple[int, ...]]], optional: Sequence[str] = ()) -> dict[str, np.ndarray]:
+    """The arrays of a file, each of the dtypes (`u2|u4`) and the shape that is expected of its name; FormatError names what is not."""
+    arrays = map_arrays(path)
+    for name, (dtypes, shape) in expected.items():
+        if name not in arrays:
+            if name in optional:
+                continue
+            raise FormatError(f"{path} has no {name!r}; the index is damaged, build it again")
+        found = arrays[name]
+        if found.dtype.str.lstrip("<|=") not in dtypes.split("|") or found.shape != shape:
+            raise FormatError(f"{path}: {name!r} must be {dtypes} of shape {list(shape)}, got {found.dtype.str} of {list(found.shape)}")
+    return arrays
 
 
-def _created(path: Path, dtype: np.dtype, length: int) -> np.ndarray:
-    return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=(length,))
+class LatentView:
+    """The view by latent, for reading."""
+
+    def __init__(self, folder: Path, manifest: IndexManifest) -> None:
+        path, n = folder / BY_LATENT, manifest.n_entries
+        value = {"float16": "f2", "float32": "f4"}[manifest.config.value_dtype]
+        expected = {
+            "start": ("i8", (manifest.source.d_sae + 1,)),
+            "token": ("u4|u8", (n,)),
+            "value": (value, (n,)),
+            "step": ("u1|u2", (n,)),
+        }
+        arrays = checked_arrays(path, expected, optional=() if manifest.n_steps else ("step",))
+        self.scale, self.start = manifest.value_scale, arrays["start"]
+        self.ids, self.values, self.steps = arrays["token"], arrays["value"], arrays.get("step")
+        _require_places(path, self.start, n)
+
+    def __getitem__(self, latent: int) -> Entries:
+        part = slice(int(self.start[latent]), int(self.start[latent + 1]))
+        steps = None if self.steps is None else self.steps[part].astype(np.int64)
+        return Entries(self.ids[part].astype(np.int64), read_values(self.values[part], self.scale), steps)
 
 
-def _mapped(path: Path) -> np.ndarray:
-    """A `.npy` file by memory mapping; FormatError names the file when it cannot be read."""
-    try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    except FileNotFoundError as error:
-        raise FormatError(f"{path} does not exist") from error
-    except (ValueError, EOFError) as error:
-        raise FormatError(f"{path} is damaged: {error}") from error
+class Segment:
+    """One piece of the view by token, for reading; `step` is worked out where it is not stored."""
+
+    def __init__(self, path: Path, record: SegmentRecord, value_dtype: str, *, pursuit: bool) -> None:
+        n = record.n_entries
+        value = {"float16": "f2", "float32": "f4"}[value_dtype]
+        expected = {
+            "start": ("u4|i8", (record.n_tokens + 1,)), "latent": ("u2|u4", (n,)), "value": (value, (n,)), "step": ("u1|u2", (n,)),
+        }  # fmt: skip
+        arrays = checked_arrays(path, expected, optional=("step",))
+        self.record, self.pursuit = record, pursuit
+        self.start, self.latents, self.values, self.steps = arrays["start"], arrays["latent"], arrays["value"], arrays.get("step")
+        _require_places(path, self.start, n)
+
+    def at(self, tokens: Integer[np.ndarray, "n"]) -> TokenEntries:
+        """The entries of tokens of this segment, given by their flat indices."""
+        local = np.asarray(tokens, np.int64) - self.record.first_token
+        begin, end = self.start[local].astype(np.int64), self.start[local + 1].astype(np.int64)
+        counts = end - begin
+        start = np.zeros(len(counts) + 1, np.int64)
+        np.cumsum(counts, out=start[1:])
+        if len(local) and (counts[:-1] + begin[:-1] == begin[1:]).all():  # consecutive tokens: no gather
+            places: slice | np.ndarray = slice(int(begin[0]), int(end[-1]))
+        else:
+            places = np.arange(start[-1]) + np.repeat(begin - start[:-1], counts)
+        steps = None
+        if self.pursuit:
+            steps = np.arange(start[-1]) - np.repeat(start[:-1], counts) if self.steps is None else self.steps[places].astype(np.int64)
+        return TokenEntries(start, self.latents[places].astype(np.int64), read_values(self.values[places], self.record.scale), steps)
 
 
-class EntryView:
-    """One of the two views, for reading: `view[i]` gives the entries of row i (a token, or a latent)."""
+def _require_places(path: Path, start: Integer[np.ndarray, "n"], n_entries: int) -> None:
+    if int(start[0]) != 0 or int(start[-1]) != n_entries:
+        raise FormatError(f"{path}: 'start' must run from 0 to {n_entries}, got {int(start[0])}..{int(start[-1])}; build the index again")
 
-    def __init__(self, folder: Path, ids: str) -> None:
-        self.start = _mapped(folder / "start.npy")
-        self.ids, self.values = _mapped(folder / f"{ids}.npy"), _mapped(folder / "value.npy")
-        self.steps = _mapped(folder / "step.npy") if (folder / "step.npy").exists() else None
 
-    def __getitem__(self, row: int) -> Entries:
-        part = slice(int(self.start[row]), int(self.start[row + 1]))
-        steps = None if self.steps is None else np.asarray(self.steps[part])
-        return Entries(np.asarray(self.ids[part]).astype(np.int64), np.asarray(self.values[part]).astype(np.float32), steps)
+class TokenView:
+    """The view by token: all segments, each mapped when it is first needed."""
 
-    def ids_of(self, rows: Integer[np.ndarray, "n"]) -> Integer[np.ndarray, "nnz"]:
-        """The ids of all entries of these rows, one row after the other."""
-        begin, end = np.asarray(self.start[rows]), np.asarray(self.start[rows + 1])
-        shift = np.repeat(begin - np.r_[0, np.cumsum(end - begin)[:-1]], end - begin)
-        return np.asarray(self.ids[np.arange(len(shift)) + shift]).astype(np.int64)
+    def __init__(self, folder: Path, manifest: IndexManifest) -> None:
+        self.folder, self.manifest = folder, manifest
+        self.first = np.array([record.first_token for record in manifest.segments], np.int64)
+        self._open: dict[int, Segment] = {}
+
+    def segment(self, number: int) -> Segment:
+        """The segment of this number. Raises FormatError when its file is damaged."""
+        if number not in self._open:
+            record, pursuit = self.manifest.segments[number], self.manifest.source.kind == "coefficient"
+            self._open[number] = Segment(self.folder / segment_name(number), record, self.manifest.config.value_dtype, pursuit=pursuit)
+        return self._open[number]
+
+    def at(self, tokens: Integer[np.ndarray, "n"]) -> TokenEntries:
+        """The entries of the tokens with these flat indices, in the order asked for."""
+        tokens = np.asarray(tokens, np.int64)
+        if not len(tokens):
+            return TokenEntries(np.zeros(1, np.int64), tokens, np.zeros(0, np.float32), tokens if self._pursuit else None)
+        numbers = np.searchsorted(self.first, tokens, side="right") - 1
+        cuts = np.flatnonzero(np.diff(numbers)) + 1
+        parts = [self.segment(int(numbers[run[0]])).at(tokens[run]) for run in np.split(np.arange(len(tokens)), cuts)]
+        return parts[0] if len(parts) == 1 else _joined(parts)
+
+    @property
+    def _pursuit(self) -> bool:
+        return self.manifest.source.kind == "coefficient"
+
+
+def _joined(parts: Sequence[TokenEntries]) -> TokenEntries:
+    counts = np.concatenate([np.diff(part.start) for part in parts])
+    start = np.zeros(len(counts) + 1, np.int64)
+    np.cumsum(counts, out=start[1:])
+    steps = None if parts[0].steps is None else np.concatenate([part.steps for part in parts if part.steps is not None])
+    return TokenEntries(start, np.concatenate([p.latents for p in parts]), np.concatenate([p.values for p in parts]), steps)
+
+
+def unique_runs(values: Shaped[np.ndarray, "n"]) -> Integer[np.ndarray, "m"]:
+    """Where each run of equal values begins."""
+    return np.flatnonzero(np.r_[True, values[1:] != values[:-1]]) if len(values) else np.zeros(0, np.int64)

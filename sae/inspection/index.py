@@ -25,14 +25,14 @@ from sae.inspection.contexts import TokenTable
 from sae.inspection.contrast import ContrastTable
 from sae.inspection.display import FeatureCard
 from sae.inspection.encoded import LiveEncoder
-from sae.inspection.entries import Entries, EntryView
+from sae.inspection.entries import Entries, LatentView, TokenEntries, TokenView
 from sae.inspection.manifest import IndexManifest, read_manifest
-from sae.inspection.reader import FeatureStatistics, RecordReader
-from sae.inspection.records import FeatureRecord
+from sae.inspection.reader import DocumentView, FeatureMap, FeatureStatistics, RecordReader, slots
+from sae.inspection.records import Example, FeatureRecord, FeatureSource
 from sae.inspection.search import SearchResults, SearchTable, search
 from sae.inspection.tables import TELLING, FeatureTable, top
 from sae.inspection.text_features import Order, TextFeatures, on_texts
-from sae.storage import map_tensors, read_json
+from sae.storage import checksum
 
 
 class FeatureIndex:
@@ -58,11 +58,12 @@ class FeatureIndex:
                 raise FormatError(
                     f"{folder} is the index of another {name}: its digest is {found[:12]}, {name}_digest asks for {asked[:12]}"
                 )
-        tokens = map_tensors(folder / "tokens.safetensors")
-        arrays = {name: tensor.numpy() for name, tensor in map_tensors(folder / "summary.safetensors").items()}
-        table = TokenTable(tokens["ids"].numpy(), tokens["documents"].numpy())
-        reader = RecordReader(manifest, arrays, table, read_json(folder / "vocabulary.json"), read_json(folder / "documents.json"))
-        return FeatureIndex(folder, manifest, reader)
+        return FeatureIndex(folder, manifest, RecordReader(folder, manifest))
+
+    @property
+    def source(self) -> FeatureSource:
+        """What its features belong to."""
+        return self.manifest.source
 
     @property
     def d_sae(self) -> int:
@@ -89,6 +90,21 @@ class FeatureIndex:
         """One number per latent: firings, density, max, mean, bits."""
         return self.reader.statistics()
 
+    @property
+    def texts(self) -> list[str]:
+        """The text of every token id: the vocabulary."""
+        return self.reader.texts
+
+    @property
+    def document_ids(self) -> Integer[np.ndarray, "n_documents"]:
+        """Ids of all documents of the corpus, ascending."""
+        return self.reader.document_ids
+
+    @cached_property
+    def map(self) -> FeatureMap:
+        """The atoms in the plane."""
+        return self.reader.map()
+
     def __len__(self) -> int:
         return self.d_sae
 
@@ -102,6 +118,13 @@ class FeatureIndex:
         """All that is shown about a latent. Raises ConfigError unless it is an integer in 0..d_sae-1."""
         return self.reader.record(self._checked(latent))
 
+    def examples(self, latent: Any, group: str = "top") -> tuple[Example, ...]:
+        """The stored passages of a latent, a part of its record. `group` is `top`, `bottom` (most negative), `intervals` (highest first),
+        `random` or `near_miss`. Raises ConfigError for another."""
+        if group not in slots(self.manifest.config):
+            raise ConfigError(f"group must be one of {', '.join(slots(self.manifest.config))}, got {group!r} (FeatureIndex {self.folder})")
+        return self.reader.examples(self._checked(latent), group)
+
     def entries(self, latent: Any) -> Entries:
         """Every non-zero value of a latent: flat token indices (row * context + position) ascending, values, steps."""
         return self._by_latent[self._checked(latent)]
@@ -110,11 +133,47 @@ class FeatureIndex:
         """What fires at the token with flat index `token`: latents in the order of encoding, values, steps. Nothing at a masked token."""
         if isinstance(token, bool) or not 0 <= operator.index(token) < self.table.n_tokens:
             raise ConfigError(f"token must be in 0..{self.table.n_tokens - 1}, got {token!r} (FeatureIndex {self.folder})")
-        return self._by_token[operator.index(token)]
+        found = self._by_token.at(np.array([operator.index(token)]))
+        return Entries(found.latents, found.values, found.steps)
 
     def at_tokens(self, tokens: Integer[np.ndarray, "n"]) -> Integer[np.ndarray, "nnz"]:
         """The latents of all entries at the tokens with these flat indices, one after the other."""
-        return self._by_token.ids_of(tokens)
+        return self.token_entries(tokens).latents
+
+    def token_entries(self, tokens: Integer[np.ndarray, "n"]) -> TokenEntries:
+        """All entries at the tokens with these flat indices. Raises ConfigError for one that the corpus does not have."""
+        tokens = np.asarray(tokens)
+        if len(tokens) and not (int(tokens.min()) >= 0 and int(tokens.max()) < self.table.n_tokens):
+            raise ConfigError(
+                f"tokens must be in 0..{self.table.n_tokens - 1}, got {int(tokens.min())}..{int(tokens.max())} (FeatureIndex {self.folder})"
+            )
+        return self._by_token.at(tokens)
+
+    def document(self, document: Any) -> DocumentView:
+        """A document with all that fires in it. Raises ConfigError for an id that the corpus does not have."""
+        known = not isinstance(document, (bool, np.bool_)) and hasattr(document, "__index__")
+        tokens = self.reader.document_tokens(operator.index(document)) if known else np.zeros(0, np.int64)
+        if not len(tokens):
+            raise ConfigError(
+                f"document must be one of the {len(self.document_ids)} document_ids, got {document!r} (FeatureIndex {self.folder})"
+            )
+        found, texts = self._by_token.at(tokens), self.texts
+        return DocumentView(
+            document=operator.index(document),
+            labels=self.reader.labels.get(str(operator.index(document)), {}),
+            token_index=tokens,
+            texts=tuple(texts[i] for i in self.table.ids.reshape(-1)[tokens].tolist()),
+            start=found.start,
+            latents=found.latents,
+            values=found.values,
+            steps=found.steps,
+        )
+
+    def verify(self) -> None:
+        """Reads every file and compares its checksum. Raises FormatError naming the first whose bytes are not the ones that were written."""
+        for name, expected in self.manifest.checksums.items():
+            if (self.folder / name).is_file() and checksum(self.folder / name) != expected:
+                raise FormatError(f"{self.folder / name} is damaged: its bytes are not the ones that were written; build the index again")
 
     def search(self, text: str, *, limit: int = 50, labels: Mapping[int, str] | None = None) -> SearchResults:
         """The features that a query finds: by driving tokens, promoted tokens and the `labels` given; `#123` is that latent. The ranking is
@@ -180,16 +239,16 @@ class FeatureIndex:
         return number
 
     @cached_property
-    def _by_latent(self) -> EntryView:
-        return self._view("by_latent", "token")
+    def _by_latent(self) -> LatentView:
+        return LatentView(self._with("by_latent"), self.manifest)
 
     @cached_property
-    def _by_token(self) -> EntryView:
-        return self._view("by_token", "latent")
+    def _by_token(self) -> TokenView:
+        return TokenView(self._with("by_token"), self.manifest)
 
-    def _view(self, name: str, ids: str) -> EntryView:
+    def _with(self, name: str) -> Path:
         if not (self.folder / name).is_dir():
             raise FormatError(
                 f"{self.folder} is a summary bundle without {name}/: cards and statistics work, questions to the entries do not"
             )
-        return EntryView(self.folder / name, ids)
+        return self.folder

@@ -1,12 +1,30 @@
-"""The atoms nearest to each atom by decoder cosine."""
+"""Close latents: by direction, by firing together, and by the correlation of their values.
 
-from typing import NamedTuple
+    decoder, encoder cosine    over all pairs of directions
+    phi_ij = (T C_ij - n_i n_j) / sqrt(n_i (T - n_i) n_j (T - n_j))           C_ij tokens on which both fire, of T looked at
+    r_ij   = (T S_ij - A_i A_j) / sqrt((T Q_i - A_i^2) (T Q_j - A_j^2))       S_ij = sum z_i z_j, A = sum z, Q = sum z^2, over all T tokens
+
+The counts and sums are exact, over all pairs of the dictionary; the strongest of each latent are kept. Only latents that share a token are
+compared: for two that never do, phi and (with positive values) r are negative or 0. 0/0 is 0.
+"""
+
+import threading
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sae.dictionaries.kernels.cpu import team
 from sae.geometry.similarity import nearest_atoms
+from sae.inspection import loops
+from sae.inspection.entries import LatentView, Segment, TokenView, read_values
+
+LATENTS_PER_BLOCK = 64
+"""Latents that a thread takes at a time."""
+BLOCKS_PER_ROUND = 16
+"""Blocks between two reports of progress."""
 
 
 class AtomNeighbours(NamedTuple):
@@ -34,3 +52,122 @@ def neighbours(atoms: Float[Tensor, "n d_in"], *, n_neighbours: int) -> AtomNeig
         ids[rows, :n_found] = rows[nearest.atom_ids.cpu().numpy()]
         cosines[rows, :n_found] = nearest.cosines.float().cpu().numpy()
     return AtomNeighbours(ids, cosines)
+
+
+class Related(NamedTuple):
+    """For each latent those that go with it, strongest first; unused places hold id -1 and zeros."""
+
+    ids: Int[np.ndarray, "d_sae n_neighbours"]
+    """Latent ids."""
+    values: Float[np.ndarray, "d_sae n_neighbours"]
+    """phi or r."""
+    counts: Int[np.ndarray, "d_sae n_neighbours"]
+    """Tokens on which both fire."""
+
+
+class Totals(NamedTuple):
+    """What phi or r needs of each latent."""
+
+    total: Float[np.ndarray, "d_sae"]
+    """n_i, or A_i."""
+    inverse_spread: Float[np.ndarray, "d_sae"]
+    """1 / sqrt(n_i (T - n_i)), or 1 / sqrt(T Q_i - A_i^2); 0 where that is infinite."""
+
+
+def totals(total: Float[np.ndarray, "d_sae"], squares: Float[np.ndarray, "d_sae"], n_tokens: int) -> Totals:
+    """Of the sums and the sums of squares; for phi both are the counts."""
+    spread = n_tokens * squares - total**2
+    positive = spread > 1e-12 * n_tokens * np.maximum(squares, np.finfo(float).tiny)
+    return Totals(total.astype(np.float64), np.where(positive, 1 / np.sqrt(np.where(positive, spread, 1.0)), 0.0))
+
+
+class PairCounter:
+    """Counts the pairs of an index, in rounds; `related` is complete when `rounds` is exhausted."""
+
+    def __init__(
+        self, by_latent: LatentView, by_token: TokenView, firing: Totals, values: Totals, n_tokens: int, n_neighbours: int
+    ) -> None:
+        self.by_latent, self.by_token, self.firing, self.values = by_latent, by_token, firing, values
+        self.n_tokens, d_sae = n_tokens, len(firing.total)
+        shape = (d_sae, min(n_neighbours, max(d_sae - 1, 1)))
+        self.related = {
+            name: Related(np.full(shape, -1, np.int64), np.zeros(shape), np.zeros(shape, np.int64))
+            for name in ("coactivation", "correlation")
+        }
+        self._own = threading.local()
+
+    def rounds(self) -> Iterator[int]:
+        """Latents done, round after round."""
+        d_sae = len(self.firing.total)
+        firsts = range(0, d_sae, LATENTS_PER_BLOCK)
+        work = self._by_loops if loops.available() else self._by_scipy
+        for begin in range(0, len(firsts), BLOCKS_PER_ROUND):
+            part = firsts[begin : begin + BLOCKS_PER_ROUND]
+            team.each(lambda number, part=part: work(part[number], min(part[number] + LATENTS_PER_BLOCK, d_sae)), len(part))
+            yield min(d_sae, part[-1] + LATENTS_PER_BLOCK)
+
+    def _by_loops(self, first: int, last: int) -> None:
+        from sae.inspection.loops.neighbours import add_pairs
+
+        view, start = self.by_latent, self.by_latent.start
+        segments = [self.by_token.segment(number) for number in range(len(self.by_token.first))]
+        arrays = [(s.start, s.latents, _bits(s.values)) for s in segments]
+        own, sums = _bits(view.values), self._scratch()
+        ends = self.by_token.first.tolist()[1:]
+        for i in range(first, last):
+            begin, end = int(start[i]), int(start[i + 1])
+            if begin == end:
+                continue
+            cuts = [begin, *(begin + np.searchsorted(view.ids[begin:end], ends)).tolist(), end] if ends else [begin, end]
+            for segment, held, low, high in zip(segments, arrays, cuts[:-1], cuts[1:], strict=True):
+                if low < high:
+                    add_pairs(low, high, view.ids, own, segment.record.first_token, view.scale * segment.record.scale, *held, sums)
+            self._keep(i, sums)
+
+    def _scratch(self) -> np.ndarray:
+        if not hasattr(self._own, "sums"):
+            self._own.sums = np.zeros((len(self.firing.total), 2))
+        return self._own.sums
+
+    def _keep(self, i: int, sums: np.ndarray) -> None:
+        from sae.inspection.loops.neighbours import keep_largest
+
+        rows = [each[i] for name in ("coactivation", "correlation") for each in self.related[name]]
+        keep_largest(sums, i, float(self.n_tokens), *self.firing, *self.values, *rows)
+
+    def _by_scipy(self, first: int, last: int) -> None:
+        matrix = self._matrix()
+        block = matrix[:, first:last]
+        both = np.asarray(((block != 0).astype(np.float64).T @ (matrix != 0).astype(np.float64)).todense())
+        products = np.asarray((block.T @ matrix).todense())
+        for name, sums, of in (("coactivation", both, self.firing), ("correlation", products, self.values)):
+            scores = (self.n_tokens * sums - np.outer(of.total[first:last], of.total)) * np.outer(
+                of.inverse_spread[first:last], of.inverse_spread
+            )
+            allowed = both > 0
+            allowed[np.arange(last - first), np.arange(first, last)] = False
+            scores[~allowed] = -np.inf
+            found = self.related[name]
+            order = np.argsort(-scores, axis=1, kind="stable")[:, : found.ids.shape[1]]
+            kept = np.take_along_axis(allowed, order, 1)
+            found.ids[first:last] = np.where(kept, order, -1)
+            found.values[first:last] = np.where(kept, np.take_along_axis(scores, order, 1), 0.0)
+            found.counts[first:last] = np.where(kept, np.take_along_axis(both, order, 1), 0)
+
+    def _matrix(self) -> Any:
+        if not hasattr(self, "_sparse"):
+            from scipy.sparse import csc_array
+
+            view = self.by_latent
+            values = read_values(view.values, view.scale).astype(np.float64)
+            shape = (self.by_token.manifest.segments[-1].first_token + self.by_token.manifest.segments[-1].n_tokens, len(self.firing.total))
+            self._sparse = csc_array((values, view.ids.astype(np.int64), np.asarray(view.start)), shape=shape)
+        return self._sparse
+
+
+def _bits(values: np.ndarray) -> np.ndarray:
+    """Stored values as the loops take them: float16 by its bits."""
+    return values.view(np.uint16) if values.dtype == np.float16 else values
+
+
+__all__ = ["AtomNeighbours", "PairCounter", "Related", "Segment", "Totals", "neighbours", "totals"]

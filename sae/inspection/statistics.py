@@ -56,6 +56,51 @@ def density_interval(documents: Integer[np.ndarray, "n"], sizes: Integer[np.ndar
     return wilson_interval(p, float(min(n, n_effective)))
 
 
+def density_intervals(
+    n_active: Int[np.ndarray, "m"],
+    squares: Float[np.ndarray, "m"],
+    products: Float[np.ndarray, "m"],
+    sizes: Integer[np.ndarray, "n_documents"],
+) -> Float[np.ndarray, "m 2"]:
+    """`density_interval` of several latents, from their sums over documents of a_d^2 (`squares`) and a_d n_d (`products`)."""
+    n, n_documents = int(sizes.sum()), len(sizes)
+    if n == 0:
+        return np.tile([0.0, 1.0], (len(n_active), 1))
+    p, effective = n_active / n, np.full(len(n_active), float(n))
+    inner = (p > 0) & (p < 1) & (n_documents >= 2)
+    if inner.any():
+        q = p[inner]
+        spread = squares[inner] - 2 * q * products[inner] + q**2 * float((sizes.astype(np.float64) ** 2).sum())
+        variance = n_documents / (n_documents - 1) * spread / n**2
+        effective[inner] = np.minimum(n, np.where(variance > 0, q * (1 - q) / np.where(variance > 0, variance, 1.0), n))
+    centre = (p + Z_95**2 / (2 * effective)) / (1 + Z_95**2 / effective)
+    half = Z_95 / (1 + Z_95**2 / effective) * np.sqrt(p * (1 - p) / effective + Z_95**2 / (4 * effective**2))
+    low, high = np.where(p > 0, np.maximum(0.0, centre - half), 0.0), np.where(p < 1, np.minimum(1.0, centre + half), 1.0)
+    return np.stack([low, high], axis=1)
+
+
+def quantiles_of_sorted(
+    ordered: Float[np.ndarray, "nnz"], start: Int[np.ndarray, "m_and_1"], probabilities: tuple[float, ...]
+) -> Float[np.ndarray, "m n_probabilities"]:
+    """Quantiles (linear interpolation, as `numpy.quantile`) of each stretch ordered[start[i]:start[i + 1]], ascending; 0 for an empty one."""
+    n, found = np.diff(start), np.zeros((len(start) - 1, len(probabilities)))
+    alive = n > 0
+    place = np.array(probabilities)[None] * (n[alive, None] - 1)
+    low = np.floor(place).astype(np.int64)
+    weight, begin, last = place - low, start[:-1][alive, None], n[alive, None] - 1
+    a, b = (ordered[begin + np.minimum(at, last)].astype(np.float64) for at in (low, low + 1))
+    found[alive] = np.where(weight < 0.5, a + (b - a) * weight, b - (b - a) * (1 - weight))
+    return found
+
+
+def histogram_ranges(low: Float[np.ndarray, "m"], high: Float[np.ndarray, "m"]) -> Float[np.ndarray, "m 2"]:
+    """The ends of the histogram of `value_histogram`, from the smallest and largest values of each latent (0 and 0 for none)."""
+    low, high = np.minimum(0.0, low.astype(np.float64)), np.maximum(0.0, high.astype(np.float64))
+    both, most = (low < 0) & (high > 0), np.maximum(high, -low)
+    low, high = np.where(both, -most, low), np.where(both, most, high)
+    return np.stack([low, np.where(low == high, 1.0, high)], axis=1)
+
+
 class Bins(NamedTuple):
     """A histogram over equal-width bins."""
 

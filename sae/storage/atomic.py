@@ -90,16 +90,21 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
             for item in sorted(temporary.rglob("*")):
                 sync(item)
             sync(temporary)
-            if path.exists():
-                retired = _temporary(path)
-                os.replace(path, retired)
-                os.replace(temporary, path)
-                shutil.rmtree(retired)
-            else:
-                os.replace(temporary, path)
-            sync(path.parent)
+            replace_folder(temporary, path)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def replace_folder(source: Path, path: Path) -> None:
+    """Give a finished folder, flushed, its name `path` on the same file system; what was there is removed after it."""
+    if path.exists():
+        retired = _temporary(path)
+        os.replace(path, retired)
+        os.replace(source, path)
+        shutil.rmtree(retired)
+    else:
+        os.replace(source, path)
+    sync(path.parent)
 
 
 def checksum(path: str | Path) -> str:
@@ -137,14 +142,18 @@ def read_json(path: str | Path) -> Any:
 
 
 @contextlib.contextmanager
-def lock(path: str | Path) -> Iterator[None]:
-    """Hold an exclusive advisory lock between processes; waits for its turn. The lock file is left behind, empty; it is released by a crash."""
+def lock(path: str | Path, *, wait: bool = True) -> Iterator[None]:
+    """Hold an exclusive advisory lock between processes; waits for its turn, or raises CacheError when another holds it and `wait` is false.
+    The lock file is left behind, empty; it is released by a crash."""
     path = Path(path)
     with contextlib.ExitStack() as stack:
         with _explain_write_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             file = stack.enter_context(open(path, "ab"))
-        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError as error:
+            raise CacheError(f"{path} is held by another process that writes there; wait until it has finished, then run again") from error
         try:
             yield
         finally:

@@ -11,7 +11,7 @@ from sae.dictionaries.activations import TopK
 from sae.dictionaries.autoencoder import Autoencoder, AutoencoderConfig
 from sae.dictionaries.pursuit import MatchingPursuit, PursuitConfig
 from sae.fingerprint import digest, digest_tensors
-from sae.inspection import FeatureIndex, build_index
+from sae.inspection import FeatureIndex, IndexConfig, build_index
 
 SITE = "blocks.1.hook_resid_post"
 HOSTILE = "<script>alert('x')</script>"
@@ -93,8 +93,9 @@ def random_model(n_vocabulary=12, d_model=6, seed=3):
 
 
 def built(folder, store, dictionary, **options):
-    """The index of a dictionary over a store."""
-    for _ in build_index(store, SITE, dictionary, folder, **{"batch_tokens": 37} | options):
+    """The index of a dictionary over a store, in segments of five rows, its values as exact as they were encoded."""
+    defaults = {"batch_tokens": 37, "segment_tokens": 80, "config": IndexConfig(value_dtype="float32")}
+    for _ in build_index(store, SITE, dictionary, folder, **defaults | options):
         pass
     return FeatureIndex.open(folder)
 

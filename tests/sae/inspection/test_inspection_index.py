@@ -12,8 +12,7 @@ import torch
 
 from sae.errors import ConfigError, FormatError
 from sae.fingerprint import from_json, to_json
-from sae.inspection import FeatureIndex, FeatureRecord, IndexConfig, build_index, coactive, telling_features, top_examples
-from sae.inspection import entries as entries_module
+from sae.inspection import FeatureIndex, FeatureRecord, IndexConfig, build_index, coactive, loops, segments, telling_features, top_examples
 from sae.inspection.build import IndexProgress
 from tests.sae.inspection.planted_store import (
     SITE,
@@ -137,7 +136,9 @@ def test_intervals_partition_the_positive_values_and_samples_lie_in_theirs(case)
             assert (interval.low, interval.high) == (edges[j], edges[j + 1])
             assert interval.n_active == len(within)
             samples = [e.value for e in interval.examples]
-            assert len(samples) == min(4, len(within))
+            assert (len(samples) > 0) == (len(within) > 0)
+            assert len(samples) <= min(4, len(within))
+            assert len({i.document for i in interval.examples}) == len(samples)
             assert samples == sorted(samples, reverse=True)
             assert set(np.float32(samples).tolist()) <= set(within.astype(np.float32).tolist())
         assert sum(i.n_active for i in record.intervals) == (values > 0).sum()
@@ -181,7 +182,7 @@ def test_neighbours_and_logit_effects_are_those_of_a_dense_product(case):
     effects = random_model().logit_effects(atoms)
     for latent in range(index.d_sae):
         record = index.record(latent)
-        assert [n.index for n in record.neighbours] == cosines[latent].argsort(descending=True)[:10].tolist()
+        assert [n.index for n in record.neighbours] == cosines[latent].argsort(descending=True)[:16].tolist()
         assert [e.token_id for e in record.promoted] == effects[latent].argsort(descending=True)[:12].tolist()
         assert [e.token_id for e in record.suppressed] == effects[latent].argsort()[:12].tolist()
         assert record.promoted[0].effect == pytest.approx(effects[latent].max().item(), rel=1e-5)
@@ -229,7 +230,8 @@ def test_pursuit_keeps_the_order_of_selection_negative_values_and_first_steps(tm
 
 def test_the_scatter_in_small_chunks_is_the_scatter_in_one(case, tmp_path, monkeypatch):
     index, store, dictionary, _ = case
-    monkeypatch.setattr(entries_module, "CHUNK", 7)
+    monkeypatch.setattr(loops, "available", lambda: False)
+    monkeypatch.setattr(segments, "CHUNK", 7)
     chunked = built(tmp_path / "index", store, dictionary)
     for latent in range(index.d_sae):
         one, other = index.entries(latent), chunked.entries(latent)
@@ -288,12 +290,16 @@ def test_a_bad_token_site_batch_or_setting_is_refused_before_any_work(case, tmp_
     assert not (tmp_path / "x").exists()
 
 
-def test_an_interrupted_build_leaves_nothing_behind(tmp_path):
-    build = build_index(random_store(), SITE, random_autoencoder(), tmp_path / "deep" / "index", batch_tokens=20)
+def test_an_interrupted_build_leaves_no_index_and_the_next_one_goes_on(tmp_path):
+    folder, store = tmp_path / "deep" / "index", random_store()
+    build = build_index(store, SITE, random_autoencoder(), folder, batch_tokens=20, segment_tokens=80)
     assert next(build).stage == "encode"
-    assert any((tmp_path / "deep").iterdir())
     build.close()
-    assert list((tmp_path / "deep").iterdir()) == []
+    assert [path.name for path in folder.parent.iterdir()] == [".building-index"]
+    with pytest.raises(FormatError, match=r"holds no feature index .*a build of it was not finished, run it again"):
+        FeatureIndex.open(folder)
+    built(folder, store, random_autoencoder())
+    assert [path.name for path in folder.parent.iterdir()] == ["index"]
 
     class Failing(type(random_autoencoder())):
         def encode(self, acts):
@@ -302,20 +308,21 @@ def test_an_interrupted_build_leaves_nothing_behind(tmp_path):
     dictionary = random_autoencoder()
     dictionary.__class__ = Failing
     with pytest.raises(RuntimeError, match="stop"):
-        built(tmp_path / "deep" / "index", random_store(), dictionary)
-    assert list((tmp_path / "deep").iterdir()) == []
+        built(tmp_path / "other" / "index", store, dictionary)
+    assert not (tmp_path / "other" / "index").exists()
 
 
 def test_the_same_build_is_found_again_and_another_is_refused(tmp_path):
     store, dictionary = random_store(), random_autoencoder()
     built(tmp_path / "index", store, dictionary)
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "index").rglob("*")}
-    assert list(build_index(store, SITE, dictionary, tmp_path / "index", batch_tokens=5)) == [IndexProgress("found", 1, 1)]
+    options = {"segment_tokens": 80, "config": IndexConfig(value_dtype="float32")}
+    assert list(build_index(store, SITE, dictionary, tmp_path / "index", batch_tokens=5, **options)) == [IndexProgress("found", 1, 1)]
     for changed in ({"config": IndexConfig(seed=1)}, {"name": "other"}, {"vocabulary": [str(i) for i in range(12)]}):
         with pytest.raises(FormatError, match="holds the index of something else"):
-            list(build_index(store, SITE, dictionary, tmp_path / "index", **changed))
+            list(build_index(store, SITE, dictionary, tmp_path / "index", **options | changed))
     with pytest.raises(FormatError, match="holds the index of something else"):
-        list(build_index(store, SITE, random_autoencoder(seed=9), tmp_path / "index"))
+        list(build_index(store, SITE, random_autoencoder(seed=9), tmp_path / "index", **options))
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "index").rglob("*")} == before
     (tmp_path / "papers").mkdir()
     with pytest.raises(FormatError, match="holds no feature index"):
@@ -332,7 +339,9 @@ def test_open_refuses_a_foreign_digest_when_asked(tmp_path):
     assert index.digest == FeatureIndex.open(tmp_path / "index").digest
 
 
-@pytest.mark.parametrize("file", ["summary.safetensors", "tokens.safetensors", "by_latent/value.npy", "vocabulary.json"])
+@pytest.mark.parametrize(
+    "file", ["summary.safetensors", "tokens.safetensors", "by_latent/entries.safetensors", "by_token/00001.safetensors", "vocabulary.json"]
+)
 def test_a_truncated_or_missing_file_is_named(tmp_path, file):
     built(tmp_path / "index", random_store(), random_autoencoder())
     path = tmp_path / "index" / file
@@ -348,7 +357,7 @@ def test_a_damaged_or_newer_manifest_is_named(tmp_path):
     built(tmp_path / "index", random_store(), random_autoencoder())
     path = tmp_path / "index" / "manifest.json"
     good = json.loads(path.read_text())
-    for change, message in (({"format_version": 2}, "format version 2"), ({"surprise": 1}, "unknown key 'surprise'")):
+    for change, message in (({"format_version": 3}, "format version 3"), ({"surprise": 1}, "unknown key 'surprise'")):
         path.write_text(json.dumps(good | change))
         with pytest.raises(FormatError, match=message):
             FeatureIndex.open(tmp_path / "index")
@@ -377,17 +386,24 @@ def test_the_index_does_not_depend_on_the_batch_size_and_its_bytes_repeat(case, 
         np.testing.assert_allclose(other.entries(latent).values, index.entries(latent).values, rtol=1e-5)
 
 
-def test_float16_halves_the_values_and_refuses_what_it_cannot_hold(tmp_path):
+@pytest.mark.parametrize("factor", [1.0, 1e-7, 3e6], ids=["plain", "tiny", "huge"])
+def test_float16_values_are_rounded_to_11_bits_whatever_their_size(tmp_path, factor):
     store, dictionary = random_store(), random_autoencoder()
+    with torch.no_grad():
+        store.acts.mul_(factor)
+        dictionary.b_enc.mul_(factor)
+        dictionary.b_dec.mul_(factor)
     exact = built(tmp_path / "exact", store, dictionary)
-    half = built(tmp_path / "half", store, dictionary, config=IndexConfig(value_dtype="float16"))
-    assert (half.folder / "by_token" / "value.npy").stat().st_size < 0.6 * (exact.folder / "by_token" / "value.npy").stat().st_size
+    half = built(tmp_path / "half", store, dictionary, config=IndexConfig())
+    assert half.manifest.value_scale == (1.0 if factor == 1.0 else pytest.approx(factor, rel=10**4))
+    assert "1 part in 2048" in half.manifest.precision
+    assert "float32, as encoded" in exact.manifest.precision
     for latent in range(20):
-        assert half.entries(latent).values.tolist() == exact.entries(latent).values.astype(np.float16).astype(np.float32).tolist()
-    dictionary.b_enc.data[5] = 1e6
-    with pytest.raises(ConfigError, match=r"value_dtype 'float16' holds at most 65504, but a value is 1e\+06"):
-        built(tmp_path / "large", store, dictionary, config=IndexConfig(value_dtype="float16"))
-    assert not (tmp_path / "large").exists()
+        assert half.entries(latent).ids.tolist() == exact.entries(latent).ids.tolist()
+        np.testing.assert_allclose(half.entries(latent).values, exact.entries(latent).values, rtol=2**-11)
+        for token in half.entries(latent).ids[:3].tolist():
+            values = dict(zip(half.at_token(token).ids.tolist(), half.at_token(token).values.tolist(), strict=True))
+            assert values[latent] == pytest.approx(half.entries(latent).values[half.entries(latent).ids == token][0], rel=2**-10)
 
 
 def test_a_store_without_a_usable_token_gives_an_index_of_dead_latents(tmp_path):

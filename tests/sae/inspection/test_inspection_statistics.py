@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from sae.dictionaries.codes import SparseCodes
 from sae.errors import ConfigError
-from sae.inspection.contexts import TokenTable, interval_samples, top_contexts
+from sae.inspection.contexts import TokenTable, interval_samples, sample_keys, top_contexts
 from sae.inspection.effects import top_effects
-from sae.inspection.entries import Column, flatten
 from sae.inspection.neighbours import neighbours
+from sae.inspection.packing import flatten
 from sae.inspection.statistics import density_interval, driving_tokens, held_out_bits, value_histogram, wilson_interval
 
 
@@ -107,12 +107,21 @@ def test_driving_tokens_count_mass_of_both_signs():
     assert found.share.tolist() == [0.5, 0.25]
 
 
+def apart(n):
+    """A corpus of n documents of one token each, all different: nothing is a duplicate."""
+    return TokenTable(np.arange(n)[:, None], np.arange(n)[:, None])
+
+
+def samples_of(values, seed, n_samples):
+    key = sample_keys(seed, np.array([1]), "intervals")[0]
+    return list(interval_samples(np.arange(len(values)), values, apart(len(values)), n_intervals=5, n_samples=n_samples, key=key))
+
+
 @settings(deadline=None, max_examples=80)
 @given(st.lists(st.integers(-4, 8), min_size=1, max_size=60), st.integers(0, 9))
 def test_intervals_never_hold_zero_and_samples_repeat_with_the_seed(values, seed):
     values = np.array(values, np.float32)
-    first = list(interval_samples(values, n_intervals=5, n_samples=2, seed=(seed, 1)))
-    again = list(interval_samples(values, n_intervals=5, n_samples=2, seed=(seed, 1)))
+    first, again = samples_of(values, seed, 2), samples_of(values, seed, 2)
     assert [i.picks.tolist() for i in first] == [i.picks.tolist() for i in again]
     assert sum(i.n_active for i in first) == (values > 0).sum()
     for interval in first:
@@ -124,7 +133,7 @@ def test_interval_samples_are_uniform():
     values = np.linspace(0.81, 1.0, 10).astype(np.float32)
     seen = Counter()
     for seed in range(600):
-        seen.update(next(interval_samples(values, n_intervals=5, n_samples=3, seed=(seed,))).picks.tolist())
+        seen.update(samples_of(values, seed, 3)[0].picks.tolist())
     assert min(seen[i] for i in range(10)) > 130  # 180 expected, standard deviation 11
     assert max(seen.values()) < 230
 
@@ -157,18 +166,6 @@ def test_a_latent_selected_twice_is_one_entry_at_its_first_step_and_one_that_can
     assert flat.latents.tolist() == [4, 1, 2]
     assert flat.values.tolist() == [1.5, 2.0, -1.0]
     assert flat.steps.tolist() == [0, 1, 3]
-
-
-@pytest.mark.parametrize("dtype", ["<u2", "<f4", "<f2", "<i4"])
-def test_a_column_that_grew_is_a_plain_npy_file(tmp_path, dtype):
-    values = np.arange(1000).astype(dtype)
-    column = Column(tmp_path / "x.npy", dtype)
-    for part in np.array_split(values, 7):
-        column.append(part)
-    column.close()
-    read = np.load(tmp_path / "x.npy", allow_pickle=False)
-    assert read.dtype == np.dtype(dtype)
-    assert read.tolist() == values.tolist()
 
 
 def test_neighbours_skip_atoms_without_direction_and_run_out_gracefully():
