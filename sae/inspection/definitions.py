@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 
+from sae.inspection.records import NEAR_MISS_DEFINITION, RELATIONS
+
 DEFINITIONS: Mapping[str, str] = {
     "density": "Share of the tokens looked at on which the latent is not zero; exact, not an estimate from samples.",
     "95 % CI": "Wilson interval of the density at the effective sample size: tokens of one document are not independent draws.",
@@ -19,16 +21,17 @@ DEFINITIONS: Mapping[str, str] = {
     "strongest": "Passages around the largest values, at most one per document, near-duplicates removed.",
     "intervals": "Uniform samples of the firings in equal intervals of the value from zero to the largest: what the strongest passages do not show.",
     "random": "Uniform sample of all firings.",
-    "near misses": "Passages that resemble those on which the latent fires, and on which it does not.",
+    "near misses": NEAR_MISS_DEFINITION,
     "negative tail": "Passages around the most negative values.",
     "driving tokens": "Vocabulary items on which the latent fires, by their share of the summed size of its values.",
     "mass": "Share of the summed size of the latent's values that falls on the token.",
     "precision": "P(fires | token): firings on the token divided by its occurrences in the corpus.",
     "logit effects": "Tokens whose logits the latent's decoder direction raises and lowers most on the direct path to the output.",
-    "decoder cosine": "Cosine of the two decoder directions: latents that write the same.",
-    "encoder cosine": "Cosine of the two encoder directions: latents that read the same.",
-    "co-activation": "Tokens on which both fire, over the whole corpus; exact.",
-    "correlation": "Pearson correlation of the two latents' values over all tokens, zeros included.",
+    "decoder cosine": RELATIONS["decoder_cosine"],
+    "encoder cosine": RELATIONS["encoder_cosine"],
+    "co-activation": RELATIONS["coactivation"],
+    "correlation": RELATIONS["correlation"],
+    "together": "Tokens on which both fire, over the whole corpus; exact.",
     "phi": "Correlation of firing and not firing over all tokens, -1..1.",
     "jaccard": "Tokens on which both fire divided by those on which either does.",
     "selection step": "Matching pursuit: the step at which the latent was first selected on each of its firings; early steps explain most.",

@@ -13,7 +13,7 @@ from sae.inspection.svg import Scale, drawing, line, log_ticks, text, tick_label
 LEFT, FOOT = 38, 34
 
 
-def log_edges(values: Shaped[np.ndarray, "n"], n_bins: int) -> Shaped[np.ndarray, "bins+1"]:
+def log_edges(values: Shaped[np.ndarray, "n"], n_bins: int) -> Shaped[np.ndarray, "edges"]:
     """Edges of bins that are equally wide on a logarithmic scale and hold every value; values must be positive."""
     low, high = (float(values.min()), float(values.max())) if len(values) else (0.1, 1.0)
     if low == high:

@@ -36,7 +36,7 @@ export function keys(toggleTheme) {
     u: () => follow("a[data-key=u]"),
     c: nextContext,
     d: () => (toggleTheme(), true),
-    "?": () => (document.querySelector("dialog#keys")?.showModal(), true),
+    "?": () => (document.querySelector("dialog#shortcuts")?.showModal(), true),
   };
   for (let i = 1; i <= 5; i++) actions[i] = () => follow(`.tabs > a:nth-of-type(${i})`);
   document.addEventListener("keydown", (event) => {

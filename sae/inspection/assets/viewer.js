@@ -31,7 +31,7 @@ document.querySelector("#theme")?.addEventListener("click", (event) => {
 });
 document.querySelector("#help")?.addEventListener("click", (event) => {
   event.preventDefault();
-  document.querySelector("dialog#keys").showModal();
+  document.querySelector("dialog#shortcuts").showModal();
 });
 document.addEventListener("click", (event) => {
   const open = document.querySelector("details.switch[open]");
@@ -46,3 +46,4 @@ swaps();
 notes();
 if (document.querySelector("#map")) import("./map.js").then((module) => module.map(document.querySelector("#map")));
 if (document.querySelector("#typed")) import("./text.js").then((module) => module.text());
+document.documentElement.dataset.script = "ready";

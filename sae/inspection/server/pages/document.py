@@ -23,15 +23,15 @@ SHOWN = 40
 
 def documents_page(page: Page, source: Source) -> Response:
     """`/s/{source}/doc`: the documents of the corpus."""
-    ids, sizes, first = _documents(source)
+    ids = source.index.document_ids
     pages = max(1, -(-len(ids) // DOCUMENTS))
     at = page.parameters.integer("page", 1, 1, pages)
-    part = slice((at - 1) * DOCUMENTS, at * DOCUMENTS)
-    texts, flat = source.index.reader.texts, source.index.table.ids.reshape(-1)
-    rows = []
-    for document, size, start in zip(ids[part].tolist(), sizes[part].tolist(), first[part].tolist(), strict=True):
-        beginning = "".join(texts[i] for i in flat[start : start + min(size, 40)].tolist())
-        rows.append((document, size, " ".join(beginning.split())[:150], source.index.reader.labels.get(str(document), {})))
+    texts, reader = source.index.texts, source.index.reader
+    flat, rows = source.index.table.ids.reshape(-1), []
+    for document in ids[(at - 1) * DOCUMENTS : at * DOCUMENTS].tolist():
+        tokens = reader.document_tokens(document)
+        beginning = "".join(texts[i] for i in flat[tokens[:40]].tolist())
+        rows.append((document, len(tokens), " ".join(beginning.split())[:150], reader.labels.get(str(document), {})))
     return page.render("documents.html", source=source, rows=rows, n=len(ids), page=at, pages=pages, page_numbers=page_numbers(at, pages))
 
 
@@ -87,12 +87,6 @@ def document_page(page: Page, source: Source, text: str) -> Response:
     )
 
 
-def _documents(source: Source) -> tuple[Any, Any, Any]:
-    """(Ids ascending, tokens of each, flat index of its first token)."""
-    ids, first, sizes = np.unique(source.index.table.documents.reshape(-1), return_index=True, return_counts=True)
-    return ids, sizes, first
-
-
 def _values(source: Source, view: Any, latents: list[int]) -> tuple[np.ndarray, float, str]:
     """A number for each token, the end of the colour scale, and what it is."""
     start, ids, values = np.asarray(view.start), np.asarray(view.latents), np.asarray(view.values, np.float64)
@@ -110,7 +104,7 @@ def _values(source: Source, view: Any, latents: list[int]) -> tuple[np.ndarray, 
 
 
 def _row(page: Page, source: Source, labels: dict[int, str], latent: int, value: float, n: int, step: int | None) -> dict[str, Any]:
-    statistics, texts = source.index.statistics, source.index.reader.texts
+    statistics, texts = source.index.statistics, source.index.texts
     token = int(statistics.leading_token[latent])
     peak = max(abs(float(statistics.max[latent])), abs(float(statistics.min[latent]))) or 1.0
     name = {"label": labels.get(latent), "token": texts[token] if token >= 0 else ""}

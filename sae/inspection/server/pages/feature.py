@@ -15,6 +15,7 @@ from sae.inspection.display import FeatureCard
 from sae.inspection.format import number, passage, percent
 from sae.inspection.passages import Look
 from sae.inspection.records import RELATIONS, Example, FeatureRecord, Neighbour
+from sae.inspection.server.answers import card
 from sae.inspection.server.context import MODEL_COMMAND, Source
 from sae.inspection.server.failures import Refused
 from sae.inspection.server.pages.overview import SORTED_BY
@@ -84,6 +85,12 @@ async def feature_page(page: Page, source: Source, text: str) -> Response:
         model_command=MODEL_COMMAND,
         address=str(page.request.url.replace(query="")),
     )
+
+
+def raw_page(page: Page, source: Source, text: str) -> Response:
+    """`/s/{source}/f/{index}/json`: what the API gives for the feature, for readers whose browser would ask it for a page."""
+    record = source.index.record(latent_of(source, text))
+    return card(record, source=source.name, label=page.label(source, record.index)).answer()
 
 
 def facts(record: FeatureRecord, source: Source) -> list[tuple[str, str, str, str]]:
@@ -174,14 +181,14 @@ def whole_rows(source: Source, latent: int, examples: Sequence[Example]) -> list
         values = np.zeros(stop - start, np.float32)
         offsets, inside = window_values(entries.ids, entries.values, start, stop)
         values[offsets] = inside
-        texts = tuple(index.reader.texts[i] for i in index.table.ids.reshape(-1)[start:stop].tolist())
+        texts = tuple(index.texts[i] for i in index.table.ids.reshape(-1)[start:stop].tolist())
         found.append(replace(e, tokens=texts, values=tuple(values.tolist()), peak=token - start))
     return found
 
 
 def related(source: Source, record: FeatureRecord, labels: Mapping[int, str]) -> list[Related]:
     """The lists of neighbours that the index has."""
-    texts, leading = source.index.reader.texts, source.index.statistics.leading_token
+    texts, leading = source.index.texts, source.index.statistics.leading_token
     found = []
     for key, near in record.related.items():
         rows = tuple(

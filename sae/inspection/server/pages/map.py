@@ -20,11 +20,6 @@ COLOURS = {"density": "density", "max": "largest value", "bits": "bits a firing 
 POINTS = 1200
 """Points of the drawing without script: a uniform sample of the features that fire."""
 SIDE = 1000
-METHODS = {
-    "pca": "first two principal components of the decoder directions",
-    "umap": "UMAP of the decoder directions",
-    "pacmap": "PaCMAP of the decoder directions",
-}
 
 
 def map_page(page: Page, source: Source) -> Response:
@@ -42,7 +37,7 @@ def map_page(page: Page, source: Source) -> Response:
         source=source,
         by=by,
         colours={key: COLOURS[key] for key in keys},
-        method=METHODS.get(plane.method, plane.method),
+        method=plane.method,
         n=len(ids),
         points=_drawing(page, source, ids, places),
         rows=[(source.index.record(int(i)), values[int(i)]) for i in ids[order]],
@@ -62,7 +57,7 @@ def map_points(page: Page, source: Source) -> Response:
 
 @lru_cache(maxsize=16)
 def _columns(index: FeatureIndex) -> dict[str, Any]:
-    plane, texts = index.map, index.reader.texts
+    plane, texts = index.map, index.texts
     ids = np.asarray(plane.ids)
     leading = index.statistics.leading_token[ids]
     tokens, token = np.unique(leading, return_inverse=True)
@@ -103,7 +98,7 @@ def _drawing(page: Page, source: Source, ids: Int[np.ndarray, "n"], places: Floa
     """A sample of the points as links."""
     alive = np.flatnonzero(source_table(source.index).alive[ids])
     some = alive if len(alive) <= POINTS else np.sort(np.random.default_rng(0).choice(alive, POINTS, replace=False))
-    texts, statistics = source.index.reader.texts, source.index.statistics
+    texts, statistics = source.index.texts, source.index.statistics
     parts = []
     for i in some.tolist():
         latent, (x, y) = int(ids[i]), places[i]

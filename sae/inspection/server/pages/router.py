@@ -63,6 +63,10 @@ def _of_source(router: APIRouter, context: ServerContext) -> None:
     async def one_feature(source: str, index: str, request: Request) -> Response:
         return await feature.feature_page(Page(context, request), context.registry.get(source), index)
 
+    @router.get("/s/{source}/f/{index}/json")
+    async def raw_feature(source: str, index: str, request: Request) -> Response:
+        return feature.raw_page(Page(context, request), context.registry.get(source), index)
+
     @router.get("/s/{source}/text")
     async def typed(source: str, request: Request) -> Response:
         return await text.text_page(Page(context, request), context.registry.get(source))

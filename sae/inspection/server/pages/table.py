@@ -130,7 +130,7 @@ class SourceTable:
     def texts(self) -> list[str]:
         """For each latent its driving tokens in lower case, parted by a character that no filter holds."""
         if self._texts is None:
-            lower = [text.casefold() for text in self.index.reader.texts]
+            lower = [text.casefold() for text in self.index.texts]
             rows = self.index.reader.arrays["driving_ids"].tolist()
             self._texts = ["\x00".join(lower[i] for i in row if i >= 0) for row in rows]
         return self._texts

@@ -52,7 +52,7 @@ async def text_page(page: Page, source: Source) -> Response:
     if against.strip():
         sets = [[line for line in each.splitlines() if line.strip()] for each in (typed, against)]
         rows = await page.context.run(source.live.contrast, sets[0], sets[1], n=SHOWN)
-        texts, leading = source.index.reader.texts, source.index.statistics.leading_token
+        texts, leading = source.index.texts, source.index.statistics.leading_token
         named = page.labels(source)
         contrast = [(row, texts[t] if (t := int(leading[row.index])) >= 0 else "", named.get(row.index)) for row in rows]
         return page.render("text.html", encoded=None, contrast=contrast, sizes=[len(each) for each in sets], **common)
@@ -117,7 +117,7 @@ def ranked(
     page: Page, source: Source, encoded: Any, by_latent: dict[int, dict[int, float]], peaks: dict[int, float], at: int, order: str
 ) -> list[Active]:
     """The features of the text, or of one of its tokens, in order."""
-    statistics, texts, labels = source.index.statistics, source.index.reader.texts, page.labels(source)
+    statistics, texts, labels = source.index.statistics, source.index.texts, page.labels(source)
     steps = {} if encoded.steps is None or at < 0 else dict(zip(encoded.latents[at], encoded.steps[at], strict=True))
     found = []
     for latent, places in by_latent.items():
