@@ -227,12 +227,14 @@ def bench_growth(table: Table, quick: bool, folder: Path) -> None:
     Corpus(_made(folder / "small-codes"), 4096, 512).build(folder / "small-again", 4096, segment_tokens=2048)
     seconds, bytes_of, parts = [], [], (n // 10, n)
     for size in parts:
-        wall, processor = sum(corpus.build(folder / f"growth-{size}", size).values())
-        seconds.append(processor)
+        with Memory() as memory:
+            wall, processor = sum(corpus.build(folder / f"growth-{size}", size).values())
         entries = folder / f"growth-{size}"
+        seconds.append(processor)
         bytes_of.append(size_of(entries / "by_token") + size_of(entries / "by_latent"))
         table.add(f"growth: {size} tokens", wall, "s", note=f"processor {processor:.2f} s")
         table.add(f"growth: {size} tokens, both views", bytes_of[-1] / 2**20, "MiB")
+        table.add(f"growth: {size} tokens, peak of anonymous memory", memory.growth, "MiB")
     for name, values in (("processor seconds", seconds), ("bytes", bytes_of)):
         table.add(f"growth: exponent of {name}", math.log(values[1] / values[0]) / math.log(parts[1] / parts[0]), "", "<= 1.1")
 

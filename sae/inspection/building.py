@@ -31,7 +31,7 @@ from sae.inspection.summary import Block, SummaryBuilder, block_bounds
 from sae.storage import lock, map_arrays, read_json, save_arrays, sync, write_json
 from sae.storage.atomic import TEMPORARY_PREFIX, replace_folder
 
-BLOCKS_PER_ROUND = 8
+BLOCKS_PER_ROUND = 24
 """Blocks of latents between two reports of progress."""
 GROWS = ("store", "codes", "texts", "labels")
 """Parts of the key in which an index may differ from that of the same store when it was smaller."""
@@ -81,6 +81,7 @@ def run(job: Job, codes: CodeSource, folder: Path) -> Iterator[IndexProgress]:
     with lock(work / "lock", wait=False):
         if not (work / MANIFEST).is_file() or not _finished(job, work):
             yield from _fill(job, codes, work, [folder] if earlier is not None else [])
+        _tidy(work)
         replace_folder(work, folder)
 
 
@@ -136,7 +137,7 @@ def _fill(job: Job, codes: CodeSource, work: Path, earlier: list[Path]) -> Itera
     more, map_method = job.directions(job.plan.d_sae)
     save_arrays(work / "summary.safetensors", {name: _little(array) for name, array in (arrays | more).items()})
     _write_corpus(job, work, facts)
-    _tidy(work)
+    _tidy(work)  # so that the manifest names only what belongs to the index
     write_manifest(work, **told, map_method=map_method)
     for item in sorted(work.rglob("*")):
         sync(item)

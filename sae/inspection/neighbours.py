@@ -10,6 +10,7 @@ compared: for two that never do, phi and (with positive values) r are negative o
 
 import threading
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -81,6 +82,21 @@ def totals(total: Float[np.ndarray, "d_sae"], squares: Float[np.ndarray, "d_sae"
     return Totals(total.astype(np.float64), np.where(positive, 1 / np.sqrt(np.where(positive, spread, 1.0)), 0.0))
 
 
+class _Mapped(NamedTuple):
+    """The segments as the loops take them."""
+
+    arrays: list[tuple[np.ndarray, np.ndarray, np.ndarray]]
+    """Start, latents and values of each; this keeps them in memory."""
+    bounds: np.ndarray
+    """First token of each, and one past the last."""
+    scales: np.ndarray
+    """What the values of each are multiplied by."""
+    addresses: np.ndarray
+    """Where the three arrays of each lie."""
+    sizes: np.ndarray
+    """Lengths of start, and of latents and values."""
+
+
 class PairCounter:
     """Counts the pairs of an index, in rounds; `related` is complete when `rounds` is exhausted."""
 
@@ -101,39 +117,38 @@ class PairCounter:
         d_sae = len(self.firing.total)
         firsts = range(0, d_sae, LATENTS_PER_BLOCK)
         work = self._by_loops if loops.available() else self._by_scipy
+        _ = self._segments  # before threads ask for it
         for begin in range(0, len(firsts), BLOCKS_PER_ROUND):
             part = firsts[begin : begin + BLOCKS_PER_ROUND]
             team.each(lambda number, part=part: work(part[number], min(part[number] + LATENTS_PER_BLOCK, d_sae)), len(part))
             yield min(d_sae, part[-1] + LATENTS_PER_BLOCK)
 
     def _by_loops(self, first: int, last: int) -> None:
-        from sae.inspection.loops.neighbours import add_pairs
+        from sae.inspection.loops.neighbours import relate
 
-        view, start = self.by_latent, self.by_latent.start
-        segments = [self.by_token.segment(number) for number in range(len(self.by_token.first))]
-        arrays = [(s.start, s.latents, _bits(s.values)) for s in segments]
-        own, sums = _bits(view.values), self._scratch()
-        ends = self.by_token.first.tolist()[1:]
-        for i in range(first, last):
-            begin, end = int(start[i]), int(start[i + 1])
-            if begin == end:
-                continue
-            cuts = [begin, *(begin + np.searchsorted(view.ids[begin:end], ends)).tolist(), end] if ends else [begin, end]
-            for segment, held, low, high in zip(segments, arrays, cuts[:-1], cuts[1:], strict=True):
-                if low < high:
-                    add_pairs(low, high, view.ids, own, segment.record.first_token, view.scale * segment.record.scale, *held, sums)
-            self._keep(i, sums)
+        view, related = self.by_latent, [each for name in ("coactivation", "correlation") for each in self.related[name]]
+        segments = self._segments
+        of = (view.start, view.ids, _bits(view.values), segments.bounds, segments.scales * view.scale, segments.addresses, segments.sizes)
+        relate(first, last, float(self.n_tokens), *of, *segments.arrays[0], self._scratch(), *self.firing, *self.values, *related)
+
+    @cached_property
+    def _segments(self) -> "_Mapped":
+        found = [self.by_token.segment(number) for number in range(len(self.by_token.first))]
+        wide = len({segment.start.dtype for segment in found}) > 1
+        arrays = [(s.start.astype(np.int64) if wide else s.start, s.latents, _bits(s.values)) for s in found]
+        ends = [segment.record.first_token + segment.record.n_tokens for segment in found]
+        return _Mapped(
+            arrays=arrays,
+            bounds=np.array([found[0].record.first_token, *ends], np.int64),
+            scales=np.array([segment.record.scale for segment in found]),
+            addresses=np.array([[each.ctypes.data for each in three] for three in arrays], np.int64),
+            sizes=np.array([[len(start), len(latents)] for start, latents, _ in arrays], np.int64),
+        )
 
     def _scratch(self) -> np.ndarray:
         if not hasattr(self._own, "sums"):
             self._own.sums = np.zeros((len(self.firing.total), 2))
         return self._own.sums
-
-    def _keep(self, i: int, sums: np.ndarray) -> None:
-        from sae.inspection.loops.neighbours import keep_largest
-
-        rows = [each[i] for name in ("coactivation", "correlation") for each in self.related[name]]
-        keep_largest(sums, i, float(self.n_tokens), *self.firing, *self.values, *rows)
 
     def _by_scipy(self, first: int, last: int) -> None:
         matrix = self._matrix()

@@ -8,7 +8,7 @@ Latent by latent, the tokens where it fires are walked and their other latents a
 
 import numpy as np
 from llvmlite import ir
-from numba import types
+from numba import carray, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
@@ -110,3 +110,43 @@ def keep_largest(
                     n_r = min(n_r + 1, most)
                     least_r = r[n_r - 1]
             sums[j, 0] = sums[j, 1] = 0.0
+
+
+@intrinsic
+def pointer(typing: object, address: types.Type) -> object:
+    """An address as a pointer."""
+
+    def generate(context: object, builder: object, signature: object, values: tuple) -> object:
+        return builder.inttoptr(values[0], cgutils.voidptr_t)
+
+    return types.voidptr(address), generate
+
+
+@compiled
+def relate(
+    first: int, last: int, n: float, view_start: np.ndarray, view_tokens: np.ndarray, own: np.ndarray,
+    bounds: np.ndarray, scales: np.ndarray, addresses: np.ndarray, sizes: np.ndarray,
+    start_like: np.ndarray, latents_like: np.ndarray, values_like: np.ndarray, sums: np.ndarray,
+    firing: np.ndarray, firing_inverse: np.ndarray, totals: np.ndarray, totals_inverse: np.ndarray,
+    phi_ids: np.ndarray, phi: np.ndarray, phi_counts: np.ndarray, r_ids: np.ndarray, r: np.ndarray, r_counts: np.ndarray,
+) -> None:  # fmt: skip
+    """`add_pairs` over all segments and `keep_largest`, for latents first..last-1.
+
+    Segment s has the tokens bounds[s] .. bounds[s + 1]; its start, latents and values are sizes[s] elements at addresses[s], of the types of
+    the arrays that are `like` them. Their owner keeps them in memory.
+    """
+    for i in range(first, last):
+        begin, end = view_start[i], view_start[i + 1]
+        for s in range(len(scales)):
+            stop = begin
+            while stop < end and np.int64(view_tokens[stop]) < bounds[s + 1]:
+                stop += 1
+            if stop > begin:
+                start = carray(pointer(addresses[s, 0]), (sizes[s, 0],), start_like.dtype)
+                latents = carray(pointer(addresses[s, 1]), (sizes[s, 1],), latents_like.dtype)
+                values = carray(pointer(addresses[s, 2]), (sizes[s, 1],), values_like.dtype)
+                add_pairs(begin, stop, view_tokens, own, bounds[s], scales[s], start, latents, values, sums)
+            begin = stop
+        keep_largest(
+            sums, i, n, firing, firing_inverse, totals, totals_inverse, phi_ids[i], phi[i], phi_counts[i], r_ids[i], r[i], r_counts[i]
+        )
