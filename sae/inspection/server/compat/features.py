@@ -108,7 +108,8 @@ def feature_row(source: Source, record: FeatureRecord, context: ServerContext) -
 
 
 def activation_rows(source: Source, record: FeatureRecord) -> Iterator[dict[str, Any]]:
-    """The passages of a feature, group by group: strongest, intervals, most negative."""
+    """The passages of a feature, group by group: strongest, intervals, most negative. The strongest are no interval and have no share: the
+    -1 that files have there is refused by the official client."""
     for group in groups(record):
         for example in group.examples:
             values = shorts(example.values)
@@ -123,7 +124,7 @@ def activation_rows(source: Source, record: FeatureRecord) -> Iterator[dict[str,
                 "dataIndex": f"{example.document}:{example.row}:{example.position}",
                 "binMin": group.low,
                 "binMax": group.high,
-                "binContains": group.share,
+                "binContains": group.share if group.share >= 0 else None,
                 "qualifyingTokenIndex": example.peak,
             }
 

@@ -66,7 +66,7 @@ def selected(context: ServerContext, body: SearchAll) -> list[Source]:
     return found
 
 
-def hits_of(source: Source, text: EncodedText, threshold: float) -> list[Hit]:
+def hits_of(source: Source, text: EncodedText, threshold: float | int) -> list[Hit]:
     """The features of a text whose density is at most the threshold (0 or less: all)."""
     found = []
     for latent, pairs in firings(text).items():
