@@ -33,6 +33,8 @@ TEXT_DEFINITION = (
     "on which the feature is at least this strong. Under each token stands its feature of largest magnitude, coloured by its share of that "
     "feature's largest; masked tokens have none."
 )
+STORED = 2.0**-11
+"""Relative precision of the values of an index: one that is smaller by no more than that counts as equal."""
 N_TITLE = 5
 """Features named when the pointer is on a token."""
 
@@ -190,7 +192,8 @@ def _feature(
     except FormatError:  # a summary bundle without entries
         surprise = None
     else:
-        stronger = int((values >= value).sum() if value > 0 else (values <= value).sum())
+        bound = value * (1 - STORED)
+        stronger = int((values >= bound).sum() if value > 0 else (values <= bound).sum())
         surprise = float(-np.log2((1 + stronger) / (1 + index.n_tokens)))
     return TextFeature(latent, value, text, position, step, n_active, abs(value) / peak if peak else float("inf"), surprise)
 

@@ -74,7 +74,7 @@ def test_cosines_are_exact_where_known_and_bounded_where_not(case):
     atoms = torch.nn.functional.normalize(dictionary.W_dec.detach(), dim=1).numpy()
     cosines = atoms @ atoms.T
     n_bounded = 0
-    for a in range(4, 20):
+    for a in range(4, 20, 3):
         for b in range(a + 1, 20):
             pair = index.compare(a, b).pairs[0]
             if pair.cosine is None:
