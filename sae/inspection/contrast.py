@@ -14,7 +14,6 @@ from typing import Literal
 
 import numpy as np
 from jaxtyping import Float, Integer
-from scipy.stats import rankdata
 
 from sae.errors import ConfigError
 from sae.inspection.encoded import Contrast, EncodedText
@@ -84,12 +83,16 @@ def contrast_texts(
     texts_a: Sequence[EncodedText], texts_b: Sequence[EncodedText], *, n: int, score: Literal["max", "mean"] = "max", seed: int = 0
 ) -> list[Contrast]:
     """The `n` latents that tell the two sets apart best; see the module's text. Raises ConfigError for n < 1 or an unknown score."""
+    from scipy.stats import rankdata  # slow to import, and reading an index needs it nowhere else
+
     if isinstance(n, bool) or n < 1:
         raise ConfigError(f"n must be at least 1, got {n!r} (contrast)")
     if score not in ("max", "mean"):
         raise ConfigError(f"score must be 'max' or 'mean', got {score!r} (contrast)")
     ids, scores = text_scores([*texts_a, *texts_b], score=score)
     n_a, n_b = len(texts_a), len(texts_b)
+    from scipy.stats import rankdata  # a second of imports that only this question needs
+
     ranks = rankdata(scores, axis=0)
     wins = ranks[:n_a].sum(0) - n_a * (n_a + 1) / 2  # pairs in which a's text is above, ties counted half: exact
     auc, distance = wins / (n_a * n_b), np.abs(2 * wins - n_a * n_b)

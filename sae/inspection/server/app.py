@@ -44,9 +44,9 @@ def create_app(context: ServerContext) -> FastAPI:
         redirect_slashes=False,
     )
     install(app, context)
+    _include_pages(app, context)
     app.include_router(api_router(context))
     app.include_router(compatible_router(context))
-    _include_pages(app, context)
     app.add_middleware(Representation)
     app.add_middleware(Gate, settings=context.settings, refuse=_refuse)
     _state_problems(app)
