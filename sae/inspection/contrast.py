@@ -91,8 +91,6 @@ def contrast_texts(
         raise ConfigError(f"score must be 'max' or 'mean', got {score!r} (contrast)")
     ids, scores = text_scores([*texts_a, *texts_b], score=score)
     n_a, n_b = len(texts_a), len(texts_b)
-    from scipy.stats import rankdata  # a second of imports that only this question needs
-
     ranks = rankdata(scores, axis=0)
     wins = ranks[:n_a].sum(0) - n_a * (n_a + 1) / 2  # pairs in which a's text is above, ties counted half: exact
     auc, distance = wins / (n_a * n_b), np.abs(2 * wins - n_a * n_b)
