@@ -341,7 +341,7 @@ class Workbench:
     def index(self, kind: str, store: ActivationStore, dictionary: Dictionary) -> FeatureIndex:
         """The feature index of one dictionary."""
         title = f"index {NAMES[kind]}"
-        key = Key("quickstart.index", 1, {"name": NAMES[kind]}, {"store": store.digest, "dictionary": dictionary.digest})
+        key = Key("quickstart.index", 2, {"name": NAMES[kind]}, {"store": store.digest, "dictionary": dictionary.digest})
 
         def fill(folder: Path) -> None:
             labels = {document.id: document.labels for document in self.corpus.documents()}
