@@ -78,7 +78,10 @@ def _latents(index: FeatureIndex, features: str | None, top: int | None) -> list
     if features is not None and top is not None:
         raise ConfigError("--features and --top must not be given together")
     if top is not None:
-        return index.top(n=top).ids.tolist()
+        telling = index.top(n=top)
+        if not len(telling):
+            raise ConfigError(f"--top finds no feature: {telling.definition}")
+        return telling.ids.tolist()
     if features is None:
         return None
     found: list[int] = []

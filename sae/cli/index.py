@@ -32,6 +32,8 @@ from sae.inspection.settings import IndexConfig
 from sae.models.language_model import LanguageModel
 
 NONE = "none"
+UNITS = {"encode": "tokens", "summarise": "latents", "relate": "latents"}
+"""What each stage of a build counts."""
 FLAGS: dict[str, Flag] = {flag.name: flag for flag in flags([Source(IndexConfig, (), "What is kept")], left_out=(), swept=())}
 
 
@@ -73,7 +75,7 @@ def index(
         console.print(f"{label:<10} {text}", highlight=False, soft_wrap=True, markup=False)
     with stoppable("the same command goes on"):
         steps = build_index(opened, chosen, loaded.to(where), out, batch_tokens=batch_tokens, config=config, name=called, model=lm)
-        follow_stages(_told(steps), lambda stage: "latents" if stage.startswith("summ") else "tokens")
+        follow_stages(_told(steps), lambda stage: UNITS.get(stage, ""))
     _record(opened, out)
     _print_result(out)
 

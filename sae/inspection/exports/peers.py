@@ -130,14 +130,14 @@ def peer_text(text: str) -> str:
 
 def shorts(values: Sequence[float] | Float[np.ndarray, "n"]) -> list[float]:
     """The values with as few digits as float32 needs."""
-    return [0.0 if value == 0 else short(value) for value in values]
+    return [0.0 if value == 0 else short(value) for value in (values.tolist() if isinstance(values, np.ndarray) else values)]
 
 
 def feature_arrays(record: FeatureRecord, atom: Float[np.ndarray, "d_in"] | None) -> dict[str, Any]:
     """The fields that a feature has in both formats. What an index does not know is empty."""
     edges = record.histogram.edges
     centres = [(low + high) / 2 for low, high in itertools.pairwise(edges)]
-    correlated = record.related.get("correlation", ()) if hasattr(record, "related") else ()
+    correlated = record.related.get("correlation", ())
     return {
         "neuron_alignment_indices": [],
         "neuron_alignment_values": [],
