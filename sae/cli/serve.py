@@ -29,6 +29,8 @@ from sae.storage.cache import ResultCache
 
 MAX_HEAD = 64 * 1024
 """Longest request line and headers (bytes)."""
+BACKLOG = 128
+"""Connections that may wait to be accepted."""
 
 
 def serve_command(
@@ -157,6 +159,7 @@ def _listen(host: str, port: int) -> socket.socket:
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((host, port))
+        listening.listen(BACKLOG)  # who comes before the server accepts waits
     except OSError as error:
         listening.close()
         raise ConfigError(
