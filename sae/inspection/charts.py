@@ -32,12 +32,12 @@ def histogram_chart(histogram: Histogram, *, unit: str, width: int = 360, height
                 line(44, place, width - 10, place, class_="grid", opacity=0.15),
                 text(40, place + 4, tick_label(tick), anchor="end", opacity=0.75),
             ]
-    floor = y(0)
-    for left, right, count in zip(edges[:-1], edges[1:], counts, strict=True):
+    floor, names, places = y(0), [number(edge) for edge in edges], [x(edge) for edge in edges]
+    for i, count in enumerate(counts):
         if count:
-            top = min(y(count**0.5), floor - 1)
-            title = f"{number(left)} to {number(right)}: {number(count)} tokens"
-            parts.append(_bar(x(left) + 0.5, top, max(x(right) - x(left) - 1, 0.5), floor - top, title, hot=right > 0))
+            top, title = min(y(count**0.5), floor - 1), f"{names[i]} to {names[i + 1]}: {number(count)} tokens"
+            box = (places[i] + 0.5, top, max(places[i + 1] - places[i] - 1, 0.5), floor - top)
+            parts.append(_bar(*box, title, hot=edges[i + 1] > 0))
     parts.append(line(44, y(0), width - 10, y(0)))
     parts += [text(x(t), height - 20, tick_label(t), anchor="middle", opacity=0.75) for t in x.ticks(5)]
     parts += [text((44 + width - 10) / 2, height - 4, unit, anchor="middle", class_="title", opacity=0.75)]

@@ -8,7 +8,7 @@ Both come from one template, escaped throughout: token texts are untrusted.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 
 import jinja2
 
@@ -59,8 +59,11 @@ class FeatureCard:
 
     def effect_level(self, effect: float) -> int:
         """Place of a logit effect on the colour scale, which ends at the largest magnitude shown."""
-        shown = [abs(e.effect) for e in (*self.record.promoted, *self.record.suppressed)]
-        return level(effect, max(shown, default=0.0))
+        return level(effect, self._largest_effect)
+
+    @cached_property
+    def _largest_effect(self) -> float:
+        return max((abs(e.effect) for e in (*self.record.promoted, *self.record.suppressed)), default=0.0)
 
     def _repr_html_(self) -> str:
         return self.html(skin="notebook")

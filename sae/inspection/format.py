@@ -32,6 +32,8 @@ def number(value: float | int | None, digits: int = 3) -> str:
     for None."""
     if value is None:
         return "–"
+    if type(value) is int and 0 <= value < 1000:
+        return str(value)
     if isinstance(value, int) or (value.is_integer() and abs(value) < 1e6 and abs(value) >= 10**digits):
         return f"{int(value):,}".replace(",", "\u202f").replace("-", "−")
     if value == 0:

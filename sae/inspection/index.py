@@ -114,9 +114,10 @@ class FeatureIndex:
     def __iter__(self) -> Iterator[FeatureCard]:
         return (self[latent] for latent in range(self.d_sae))
 
-    def record(self, latent: Any) -> FeatureRecord:
-        """All that is shown about a latent. Raises ConfigError unless it is an integer in 0..d_sae-1."""
-        return self.reader.record(self._checked(latent))
+    def record(self, latent: Any, *, passages: Mapping[str, int] | None = None) -> FeatureRecord:
+        """All that is shown about a latent. `passages`, such as `{"top": 1}`, reads only so many passages of the groups named (those of
+        `examples`), which is quicker; None reads all. Raises ConfigError unless the latent is an integer in 0..d_sae-1."""
+        return self.reader.record(self._checked(latent), passages=passages)
 
     def examples(self, latent: Any, group: str = "top") -> tuple[Example, ...]:
         """The stored passages of a latent, a part of its record. `group` is `top`, `bottom` (most negative), `intervals` (highest first),

@@ -192,12 +192,13 @@ class RecordReader:
             map_y=a["map"][:, 1],
         )
 
-    def record(self, latent: int) -> FeatureRecord:
-        """All that is shown about one latent."""
+    def record(self, latent: int, *, passages: Mapping[str, int] | None = None) -> FeatureRecord:
+        """All that is shown about one latent; with `passages`, only so many passages of the groups it names, for those who show few."""
         row = {name: array[latent] for name, array in self.arrays.items() if not name.startswith(("window_", "occurrences"))}
         alive = int(row["n_active"]) > 0
         first = latent * len(row["slots"])
-        examples = [self._example(int(t), first + i) if t >= 0 else None for i, t in enumerate(row["slots"])]
+        wanted = self._wanted(passages)
+        examples = [self._example(int(t), first + i) if t >= 0 and wanted[i] else None for i, t in enumerate(row["slots"])]
         group = {name: tuple(e for e in examples[part] if e) for name, part in slots(self.manifest.config).items()}
         related = {name: self._neighbours(row, name) for name in RELATIONS if f"{name}_ids" in row}
         edges = np.linspace(*row["histogram_range"].tolist(), len(row["histogram"]) + 1)
@@ -230,6 +231,19 @@ class RecordReader:
             near_miss_definition=NEAR_MISS_DEFINITION,
             related=related,
         )
+
+    def n_passages(self, latent: int) -> dict[str, int]:
+        """How many passages of each group are stored for a latent."""
+        row = self.arrays["slots"][latent]
+        return {name: int((row[part] >= 0).sum()) for name, part in slots(self.manifest.config).items()}
+
+    def _wanted(self, passages: Mapping[str, int] | None) -> np.ndarray:
+        """Which places of a latent's row of passages are read."""
+        parts = slots(self.manifest.config)
+        wanted = np.full(parts["near_miss"].stop, passages is None)
+        for name, most in (passages or {}).items():
+            wanted[parts[name].start : min(parts[name].start + most, parts[name].stop)] = True
+        return wanted
 
     def examples(self, latent: int, group: str) -> tuple[Example, ...]:
         """The stored passages of one group: `top`, `bottom`, `intervals`, `random` or `near_miss`."""

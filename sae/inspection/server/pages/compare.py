@@ -15,7 +15,7 @@ SHOWN = 10
 def compare_page(page: Page, source: Source) -> Response:
     """`/s/{source}/compare?f=1&f=2`: the cards' main parts in columns, then every two of them."""
     latents = page.parameters.latents("f", source, MOST)
-    records = [source.index.record(latent) for latent in latents]
+    records = [source.index.record(latent, passages={"top": SHOWN}) for latent in latents]
     comparison = source.index.compare(*latents) if len(latents) > 1 else None
     labels = page.labels(source)
     columns = [

@@ -27,6 +27,8 @@ from sae.inspection.server.pages.table import TableQuery, selected, source_table
 TABS = {"top": "strongest", "intervals": "intervals", "random": "random", "near": "near misses", "negative": "negative tail"}
 """Tab -> its definition's name."""
 TAB_NAMES = {"top": "Strongest", "intervals": "Across the range", "random": "Random", "near": "Near misses", "negative": "Negative tail"}
+GROUPS = {"top": "top", "intervals": "intervals", "random": "random", "near": "near_miss", "negative": "bottom"}
+"""Tab -> group of stored passages."""
 CONTEXTS = {"5": 5, "16": 16, "full": None}
 """Tokens on either side of the peak; None shows the whole row of the store, as far as it is the same document."""
 LONGEST_TEXT = 8000
@@ -55,8 +57,9 @@ class Related:
 async def feature_page(page: Page, source: Source, text: str) -> Response:
     """`/s/{source}/f/{index}`."""
     latent = latent_of(source, text)
-    record = source.index.record(latent)
     tab = page.parameters.choice("tab", tuple(TABS), "top")
+    record = source.index.record(latent, passages={GROUPS[tab]: 10**6})
+    stored = source.index.reader.n_passages(latent)
     context = page.parameters.choice("context", tuple(CONTEXTS), "16")
     query = TableQuery.read(page.parameters)
     labels = page.labels(source)
@@ -68,7 +71,7 @@ async def feature_page(page: Page, source: Source, text: str) -> Response:
         label=labels.get(latent),
         facts=facts(record, source),
         place=_place(page, source, latent, query, labels),
-        tabs=[(key, TAB_NAMES[key], _count(record, key)) for key in TABS if key != "negative" or record.signed],
+        tabs=[(key, TAB_NAMES[key], stored[GROUPS[key]]) for key in TABS if key != "negative" or record.signed],
         tab=tab,
         context=context,
         contexts=tuple(CONTEXTS),
@@ -237,10 +240,6 @@ def _place(page: Page, source: Source, latent: int, query: TableQuery, labels: M
     links = [None if other is None else (other, page.feature_link(source, other, **kept)) for other in near]
     order = SORTED_BY[query.sort] if inside else "by number"
     return {"n": i + 1 if inside else None, "of": len(ids), "order": order, "previous": links[0], "next": links[1]}
-
-
-def _count(record: FeatureRecord, tab: str) -> int:
-    return sum(len(examples) for _, examples in groups(record, tab))
 
 
 def _explanation(record: FeatureRecord, tab: str) -> str:

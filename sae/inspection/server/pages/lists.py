@@ -3,6 +3,7 @@
 from fastapi.responses import Response
 
 from sae.inspection.server.failures import NotFound
+from sae.inspection.server.pages.overview import FIRST
 from sae.inspection.server.pages.shell import Page
 
 
@@ -22,7 +23,7 @@ def list_page(page: Page, name: str) -> Response:
     for item in found.items:
         source = served.get(item.dictionary)
         if source is not None and item.index < source.index.d_sae:
-            rows.append((item, source, source.index.record(item.index), page.label(source, item.index)))
+            rows.append((item, source, source.index.record(item.index, passages=FIRST), page.label(source, item.index)))
         else:
             rows.append((item, None, None, None))
     return page.render("list.html", found=found, rows=rows)

@@ -40,7 +40,7 @@ def map_page(page: Page, source: Source) -> Response:
         method=plane.method,
         n=len(ids),
         points=_drawing(page, source, ids, places),
-        rows=[(source.index.record(int(i)), values[int(i)]) for i in ids[order]],
+        rows=[(source.index.record(int(i), passages={}), values[int(i)]) for i in ids[order]],
         ends=(float(ends.min()), float(ends.max())) if len(ends) else (0.0, 0.0),
         chosen=chosen[0] if chosen else None,
         data=f"/s/{source.name}/map.json",

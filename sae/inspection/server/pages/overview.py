@@ -18,6 +18,8 @@ from sae.inspection.server.pages.shell import Page
 from sae.inspection.server.pages.table import ASCENDING, LONGEST, TableQuery, selected, source_table
 
 SIZES = (25, 50, 100)
+FIRST = {"top": 1, "bottom": 1}
+"""Passages that a row of a table may show."""
 MOST_FOUND = 500
 """Latents that a search lists."""
 SORTED_BY = {
@@ -84,7 +86,7 @@ def overview_page(page: Page, source: Source) -> Response:
         query=query,
         searched=searched,
         total=len(ids),
-        rows=[TableRow(source.index.record(i), labels.get(i), found.get(i, ())) for i in shown],
+        rows=[TableRow(source.index.record(i, passages=FIRST), labels.get(i), found.get(i, ())) for i in shown],
         labelled=bool(labels),
         charts=[_chart(page, source, query, *each) for each in RANGES],
         n_dead=int((~source_table(source.index).alive).sum()),

@@ -36,7 +36,9 @@ class Links:
     def __call__(self, path: str, *, keep: bool = True, anchor: str = "", **parameters: Any) -> str:
         """`path` with parameters; those that are None or empty are left out. `keep=False` drops theme and embedding."""
         values = {key: value for key, value in parameters.items() if value not in (None, "", ())}
-        query = urlencode((self.sticky | values) if keep else values, doseq=True)
+        values = (self.sticky | values) if keep else values
+        plain = all(type(value) is int for value in values.values())
+        query = "&".join([f"{key}={value}" for key, value in values.items()]) if plain else urlencode(values, doseq=True)
         return path + (f"?{query}" if query else "") + (f"#{anchor}" if anchor else "")
 
     def here(self, anchor: str = "", **changes: Any) -> str:
