@@ -47,7 +47,8 @@ def create_app(context: ServerContext) -> FastAPI:
     _include_pages(app, context)
     app.include_router(api_router(context))
     app.include_router(compatible_router(context))
-    app.add_middleware(Representation)
+    notes = context.notes
+    app.add_middleware(Representation, stamp=notes.stamp if notes else str)
     app.add_middleware(Gate, settings=context.settings, refuse=_refuse)
     _state_problems(app)
     return app

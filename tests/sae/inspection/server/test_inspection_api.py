@@ -11,6 +11,8 @@ import pytest
 
 from sae.fingerprint import to_json
 from sae.inspection.exports.json_records import read_json_records
+from sae.inspection.server.notes import Notes
+from sae.inspection.server.representation import KEPT_BYTES, Kept, Shelf
 from sae.storage import Key, ResultCache, write_json
 from tests.sae.inspection.server.served import client, context_of, dense, planted_indexes
 
@@ -421,3 +423,41 @@ def test_a_label_changes_the_etag_of_what_shows_it(api):
     assert api.get(path).headers["etag"] != before
     api.delete(f"/api/v1/explanations/{made['id']}")
     assert api.get(path).headers["etag"] == before
+
+
+def test_an_answer_is_made_once_until_something_is_written(indexes, tmp_path, monkeypatch):
+    made = []
+    index = indexes["topk"]
+    monkeypatch.setattr(type(index.reader), "record", counted(type(index.reader).record, made))
+    context = context_of(indexes, notes=tmp_path / "n.sqlite")
+    with client(context) as api:
+        path = "/api/v1/sources/topk/features/6"
+        first = api.get(path)
+        again = api.get(path)
+        assert again.content == first.content and {**again.headers, "date": ""} == {**first.headers, "date": ""}
+        assert len(made) == 1
+        assert api.get(path, headers={"accept": "text/html"}).headers["content-type"].startswith("text/html") and len(made) == 2
+        assert api.get(path, headers={"accept-encoding": "identity"}).content == first.content and len(made) == 3
+        Notes.open(tmp_path / "n.sqlite").add_explanation(context.registry.get("topk").dictionary, 6, "by another process")
+        assert api.get(path).json()["label"] == "by another process" and len(made) == 4
+        assert (
+            api.get("/api/v1/sources/topk/random").json() and api.get("/api/v1/sources/topk/random").headers["cache-control"] == "no-store"
+        )
+
+
+def counted(function, made):
+    def record(*arguments, **options):
+        made.append(1)
+        return function(*arguments, **options)
+
+    return record
+
+
+def test_kept_answers_take_no_more_than_their_share():
+    shelf = Shelf(str)
+    for number in range(400):
+        shelf.keep((number % 350,), Kept("", {}, bytes(100_000), "x"))
+        assert shelf.n_bytes == sum(len(kept.body) for kept in shelf.answers.values()) <= KEPT_BYTES
+    assert shelf.find((49,), "") is not None and shelf.find((49,), "other") is None and shelf.find((200,), "") is None
+    shelf.keep(("large",), Kept("", {}, bytes(KEPT_BYTES // 8), "x"))
+    assert shelf.find(("large",), "") is None

@@ -270,3 +270,11 @@ def test_the_read_path_imports_neither_torch_nor_transformers():
     )
     result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_what_was_computed_for_a_page_is_not_sent_to_another_site(indexes):
+    with client(context_of(indexes)) as api:
+        path = "/s/topk/f/4?text=one+two"
+        own = api.get(path, headers={"accept": "text/html", "sec-fetch-site": "same-origin"})
+        other = api.get(path, headers={"accept": "text/html", "sec-fetch-site": "cross-site"})
+        assert own.status_code == 200 and own.text != other.text
