@@ -45,10 +45,10 @@ def follow_stages(steps: Iterable[tuple[str, int, int]], units: Callable[[str], 
     """Go through the steps (stage, done, total) to their end: a bar for each stage on a terminal, a line at its end and some before it
     elsewhere. `units` says what a stage counts."""
     if not console.is_terminal:
-        shown: dict[str, int] = {}
+        shown: dict[str, float] = {}  # from which count on a stage has its next line
         for stage, done, total in steps:
-            if done >= total or done >= shown.get(stage, 0):
-                shown[stage] = done + max(1, total // N_LINES)
+            if done >= min(shown.get(stage, 0), total) and shown.get(stage, 0) < math.inf:
+                shown[stage] = math.inf if done >= total else done + max(1, total // N_LINES)
                 console.print(f"{stage:<10} {done:>{len(f'{total:,}')},}/{total:,} {units(stage)}", highlight=False, soft_wrap=True)
         return
     columns = (TextColumn("{task.description:<10}"), NarrowingBar(bar_width=20), MofNCompleteColumn(), TextColumn("{task.fields[units]}"))
