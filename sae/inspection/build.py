@@ -30,7 +30,7 @@ from sae.fingerprint import digest, tensor_bytes, to_json
 from sae.inspection.building import IndexProgress, Job, run
 from sae.inspection.contexts import TokenTable
 from sae.inspection.effects import CONVENTION, LogitModel, top_effects
-from sae.inspection.map import MapMethod, atom_map
+from sae.inspection.map import atom_map, require_method
 from sae.inspection.neighbours import neighbours
 from sae.inspection.packing import CodesInTurn
 from sae.inspection.records import FeatureSource
@@ -105,7 +105,7 @@ def build_index(
     vocabulary: Sequence[str] | None = None,
     labels: Mapping[int, Mapping[str, str | int]] | None = None,
     segment_tokens: int = SEGMENT_TOKENS,
-    map_method: MapMethod = "pca",
+    map_method: str = "pca",
 ) -> Iterator[IndexProgress]:
     """Build the index of `dictionary` over the unmasked tokens of `store` at `site`; it is in `folder` when the iterator is exhausted.
 
@@ -120,6 +120,7 @@ def build_index(
     """
     _require_positive("batch_tokens", batch_tokens, "build_index")
     _require_positive("segment_tokens", segment_tokens, "build_index")
+    require_method(map_method)
     if site not in store.site_names:
         raise ConfigError(f"site must be one of {', '.join(store.site_names)}, got {site!r} (build_index)")
     pursuit = isinstance(dictionary, MatchingPursuit)
@@ -156,7 +157,7 @@ def build_index_from_codes(
     vocabulary: Sequence[str] | None = None,
     labels: Mapping[int, Mapping[str, str | int]] | None = None,
     segment_tokens: int = SEGMENT_TOKENS,
-    map_method: MapMethod = "pca",
+    map_method: str = "pca",
 ) -> Iterator[IndexProgress]:
     """The same from codes that are there already: batches of any size, one row for every used token in ascending order.
 
@@ -166,6 +167,7 @@ def build_index_from_codes(
     """
     _require_positive("segment_tokens", segment_tokens, "build_index_from_codes")
     _require_positive("d_sae", d_sae, "build_index_from_codes")
+    require_method(map_method)
     if tokens.shape != documents.shape or tokens.ndim != 2:
         raise ConfigError(
             f"tokens and documents must be tables of one shape [n_rows, context], got {list(tokens.shape)} and {list(documents.shape)} "
@@ -226,7 +228,7 @@ class _Directions:
 
     dictionary: Dictionary | None
     model: TextModel | None
-    map_method: MapMethod
+    map_method: str
     config: IndexConfig
 
     @property

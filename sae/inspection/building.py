@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sae.dictionaries.kernels.cpu import team
 from sae.errors import FormatError
 from sae.inspection import loops
 from sae.inspection.contexts import TokenTable
@@ -168,7 +167,7 @@ def _summarise(job: Job, work: Path, manifest: IndexManifest, facts: CorpusFacts
     bounds = list(block_bounds(view.start.astype(np.int64)))
     for begin in range(0, len(bounds), BLOCKS_PER_ROUND):
         part = bounds[begin : begin + BLOCKS_PER_ROUND]
-        team.each(lambda number, part=part: builder.add(Block.of(view, *part[number])), len(part))
+        loops.share(lambda number, part=part: builder.add(Block.of(view, *part[number])), len(part))
         yield IndexProgress("summarise", part[-1][1], d_sae)
     arrays, n_tokens = builder.finish(), manifest.source.n_tokens
     n = arrays["n_active"].astype(np.float64)

@@ -93,7 +93,7 @@ def read_manifest(folder: Path) -> IndexManifest:
         found = data.get("format_version") if isinstance(data, dict) else None
         raise FormatError(
             f"{folder / MANIFEST} has format version {found!r}; this version reads {FORMAT_VERSION}: "
-            f"{'use a newer workbench' if isinstance(found, int) and found > FORMAT_VERSION else 'build the index again'}"
+            f"{'use a newer workbench' if isinstance(found, int) and found > FORMAT_VERSION else 'remove it, and build the index again'}"
         )
     try:
         manifest = from_json(IndexManifest, data)

@@ -6,22 +6,27 @@
 Atoms of length zero lie at the origin and take no part. Signs are fixed: the largest entry of each eigenvector is positive.
 """
 
-from typing import Literal
+import importlib.util
 
 import numpy as np
 from jaxtyping import Float
 
 from sae.errors import ConfigError
 
-MapMethod = Literal["pca", "umap"]
+METHODS = ("pca", "umap")
 
 
-def atom_map(
-    atoms: Float[np.ndarray, "d_sae d_in"], *, method: MapMethod = "pca", seed: int = 0
-) -> tuple[Float[np.ndarray, "d_sae 2"], str]:
+def require_method(method: str) -> None:
+    """Raises ConfigError for an unknown method of making a map, and for one whose package is not installed."""
+    if method not in METHODS:
+        raise ConfigError(f"map_method must be 'pca' or 'umap', got {method!r}")
+    if method == "umap" and importlib.util.find_spec("umap") is None:
+        raise ConfigError("map_method 'umap' needs umap-learn: install sae-workbench[map], or use 'pca'")
+
+
+def atom_map(atoms: Float[np.ndarray, "d_sae d_in"], *, method: str = "pca", seed: int = 0) -> tuple[Float[np.ndarray, "d_sae 2"], str]:
     """(coordinates, how they were made in words). Raises ConfigError for another `method`, or where umap-learn is not installed."""
-    if method not in ("pca", "umap"):
-        raise ConfigError(f"method must be 'pca' or 'umap', got {method!r} (atom_map)")
+    require_method(method)
     norms = np.linalg.norm(atoms, axis=1)
     alive = norms > 0
     unit = (atoms[alive] / norms[alive, None]).astype(np.float32)
@@ -42,10 +47,8 @@ def atom_map(
 
 
 def _umap(unit: Float[np.ndarray, "n d_in"], seed: int) -> Float[np.ndarray, "n 2"]:
-    try:
-        import umap
-    except ImportError as error:
-        raise ConfigError("map_method 'umap' needs umap-learn: install sae-workbench[map], or use 'pca'") from error
+    import umap
+
     n_neighbors = min(15, len(unit) - 1)
     reducer = umap.UMAP(n_components=2, metric="cosine", n_neighbors=n_neighbors, random_state=seed, n_jobs=1, init="random")
     return np.asarray(reducer.fit_transform(unit), np.float32)

@@ -17,10 +17,9 @@ import numpy as np
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sae.dictionaries.kernels.cpu import team
 from sae.geometry.similarity import nearest_atoms
 from sae.inspection import loops
-from sae.inspection.entries import LatentView, Segment, TokenView, read_values
+from sae.inspection.entries import LatentView, TokenView, read_values
 
 LATENTS_PER_BLOCK = 64
 """Latents that a thread takes at a time."""
@@ -117,10 +116,10 @@ class PairCounter:
         d_sae = len(self.firing.total)
         firsts = range(0, d_sae, LATENTS_PER_BLOCK)
         work = self._by_loops if loops.available() else self._by_scipy
-        _ = self._segments  # before threads ask for it
+        _ = self._segments if loops.available() else self._matrix  # before threads ask for it
         for begin in range(0, len(firsts), BLOCKS_PER_ROUND):
             part = firsts[begin : begin + BLOCKS_PER_ROUND]
-            team.each(lambda number, part=part: work(part[number], min(part[number] + LATENTS_PER_BLOCK, d_sae)), len(part))
+            loops.share(lambda number, part=part: work(part[number], min(part[number] + LATENTS_PER_BLOCK, d_sae)), len(part))
             yield min(d_sae, part[-1] + LATENTS_PER_BLOCK)
 
     def _by_loops(self, first: int, last: int) -> None:
@@ -151,7 +150,7 @@ class PairCounter:
         return self._own.sums
 
     def _by_scipy(self, first: int, last: int) -> None:
-        matrix = self._matrix()
+        matrix = self._matrix
         block = matrix[:, first:last]
         both = np.asarray(((block != 0).astype(np.float64).T @ (matrix != 0).astype(np.float64)).todense())
         products = np.asarray((block.T @ matrix).todense())
@@ -169,20 +168,16 @@ class PairCounter:
             found.values[first:last] = np.where(kept, np.take_along_axis(scores, order, 1), 0.0)
             found.counts[first:last] = np.where(kept, np.take_along_axis(both, order, 1), 0)
 
+    @cached_property
     def _matrix(self) -> Any:
-        if not hasattr(self, "_sparse"):
-            from scipy.sparse import csc_array
+        from scipy.sparse import csc_array
 
-            view = self.by_latent
-            values = read_values(view.values, view.scale).astype(np.float64)
-            shape = (self.by_token.manifest.segments[-1].first_token + self.by_token.manifest.segments[-1].n_tokens, len(self.firing.total))
-            self._sparse = csc_array((values, view.ids.astype(np.int64), np.asarray(view.start)), shape=shape)
-        return self._sparse
+        view, last = self.by_latent, self.by_token.manifest.segments[-1]
+        values = read_values(view.values, view.scale).astype(np.float64)
+        shape = (last.first_token + last.n_tokens, len(self.firing.total))
+        return csc_array((values, view.ids.astype(np.int64), np.asarray(view.start)), shape=shape)
 
 
 def _bits(values: np.ndarray) -> np.ndarray:
     """Stored values as the loops take them: float16 by its bits."""
     return values.view(np.uint16) if values.dtype == np.float16 else values
-
-
-__all__ = ["AtomNeighbours", "PairCounter", "Related", "Segment", "Totals", "neighbours", "totals"]

@@ -103,9 +103,9 @@ def _any_repeat(indices: torch.Tensor, d_sae: int) -> bool:
 class SegmentWriter:
     """Collects the batches of one segment and writes it; memory is that of one segment."""
 
-    def __init__(self, record_of: tuple[int, int], *, d_sae: int, value_dtype: str) -> None:
-        self.first_token, self.n_tokens = record_of
-        self.d_sae, self.value_dtype = d_sae, value_dtype
+    def __init__(self, bounds: tuple[int, int], *, d_sae: int, value_dtype: str, pursuit: bool) -> None:
+        self.first_token, self.n_tokens = bounds
+        self.d_sae, self.value_dtype, self.pursuit = d_sae, value_dtype, pursuit
         self.per_token = np.zeros(self.n_tokens, np.int64)
         self.parts: list[Packed] = []
 
@@ -125,7 +125,7 @@ class SegmentWriter:
             "latent": _joined([part.latents for part in self.parts], latent_dtype(self.d_sae)),
             "value": _narrow(values, self.value_dtype, scale),
         }
-        if any(part.steps is not None for part in self.parts):
+        if self.pursuit and any(part.steps is not None for part in self.parts):
             steps = _joined(list(self._steps()), np.dtype(np.uint8))
             arrays["step"] = steps.astype("<u2" if steps.max(initial=0) >= 2**8 else "u1")
         save_arrays(path, arrays, {**metadata, "scale": repr(scale)})

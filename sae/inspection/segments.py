@@ -21,7 +21,6 @@ import xxhash
 from jaxtyping import Int, Integer
 
 from sae.dictionaries.codes import SparseCodes
-from sae.dictionaries.kernels.cpu import team
 from sae.errors import FormatError
 from sae.inspection import loops
 from sae.inspection.contexts import TokenTable
@@ -115,7 +114,7 @@ def write_segments(
             done += len(tokens)
             yield done, record
             continue
-        writer, taken = SegmentWriter((first, n), d_sae=plan.d_sae, value_dtype=plan.value_dtype), 0
+        writer, taken = SegmentWriter((first, n), d_sae=plan.d_sae, value_dtype=plan.value_dtype, pursuit=plan.pursuit), 0
         for codes in source.encode(tokens):
             batch = tokens[taken : taken + len(codes)]
             writer.append(batch, pack(codes, where=f"tokens {batch[0]}..{batch[-1]}"))
@@ -150,7 +149,7 @@ def _fitting(plan: SegmentPlan, path: Path, wanted: dict[str, str]) -> SegmentRe
         scale, first, n = float(metadata["scale"]), int(wanted["first"]), int(wanted["count"])
         record = SegmentRecord(first_token=first, n_tokens=n, n_entries=n_entries, scale=scale)
         Segment(path, record, plan.value_dtype, pursuit=plan.pursuit)
-    except (FormatError, KeyError, IndexError):
+    except (ValueError, KeyError, IndexError):  # FormatError is a ValueError
         return None
     return record
 
@@ -233,14 +232,14 @@ def _scatter_by_loops(segment: Segment, scale: float, place: Int[np.ndarray, "d_
     step_out = np.asarray(arrays.get("step", np.zeros(0, np.uint8)))
     out = (np.asarray(arrays["token"]), np.asarray(arrays["value"]).view(kind), step_out)
     ends = np.cumsum(np.diff(np.asarray(arrays["start"])))
-    parts = team.size() * RANGES_PER_THREAD if team.size() > 1 else 1
+    parts = loops.n_threads() * RANGES_PER_THREAD if loops.n_threads() > 1 else 1
     cuts = [0, *np.searchsorted(ends, np.arange(1, parts) * (ends[-1] / parts)).tolist(), len(place)]
 
     def work(number: int) -> None:
         low, high = cuts[number], max(cuts[number], cuts[number + 1])
         scatter(low, high, segment.record.first_token, segment.start, segment.latents, values.view(kind), steps, place, *out)
 
-    team.each(work, parts)
+    loops.share(work, parts)
 
 
 def _scatter_by_sorting(segment: Segment, scale: float, place: Int[np.ndarray, "d_sae"], arrays: dict[str, np.ndarray]) -> None:
