@@ -122,18 +122,28 @@ class Postings:
     """For every token the latents that list it, each with a number: an inverted table, made once."""
 
     def __init__(self, ids: Integer[np.ndarray, "d_sae m"], values: Float[np.ndarray, "d_sae m"]) -> None:
+        self.ids, self.listed = ids, values
         latents, columns = np.nonzero((ids >= 0) & (values > 0))
         tokens = np.asarray(ids)[latents, columns]
         order = np.argsort(tokens, kind="stable")
-        self.tokens, self.latents = tokens[order], latents[order].astype(np.int32)
-        self.values = np.asarray(values)[latents, columns][order].astype(np.float32)
+        self.tokens, first = np.unique(tokens[order], return_index=True)
+        self.start, self.counts = first, np.diff(np.r_[first, len(order)])
+        self.latents = latents[order]
+        self.values = np.asarray(values)[latents, columns][order].astype(np.float64)
 
-    def of(self, found: Found) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(latent, value * weight, token) of every posting of the tokens found."""
-        begin, end = np.searchsorted(self.tokens, found.tokens), np.searchsorted(self.tokens, found.tokens, side="right")
-        counts = end - begin
+    def of(self, found: Found) -> tuple[np.ndarray, np.ndarray]:
+        """(latent, value * weight) of every posting of the tokens found."""
+        place = np.searchsorted(self.tokens, found.tokens)
+        known = np.isin(found.tokens, self.tokens, assume_unique=True)
+        begin, counts = self.start[place[known]], self.counts[place[known]]
         places = np.arange(counts.sum()) + np.repeat(begin - np.r_[0, np.cumsum(counts)[:-1]], counts)
-        return self.latents[places], self.values[places] * np.repeat(found.weights, counts), self.tokens[places]
+        return self.latents[places], self.values[places] * np.repeat(found.weights[known], counts)
+
+    def row(self, latent: int) -> tuple[np.ndarray, np.ndarray]:
+        """(token, value) of everything that a latent lists."""
+        ids, values = np.asarray(self.ids[latent]), np.asarray(self.listed[latent])
+        kept = (ids >= 0) & (values > 0)
+        return ids[kept], values[kept]
 
 
 class SearchTable:
@@ -179,9 +189,9 @@ class SearchTable:
 
     def scores(self, found: Found, term: str, labels: Mapping[int, str]) -> Float[np.ndarray, "d_sae"]:
         """The score of every latent for a term with the tokens it matches; 0 where it does not match."""
-        latents, shares, _ = self.driving.of(found)
+        latents, shares = self.driving.of(found)
         scores = np.bincount(latents, shares, minlength=self.d_sae).astype(float)  # of nothing it counts in integers
-        latents, effects, _ = self.promoted.of(found)
+        latents, effects = self.promoted.of(found)
         promoted = np.zeros(self.d_sae)
         np.maximum.at(promoted, latents, effects)
         scores += PROMOTED * promoted
@@ -190,19 +200,13 @@ class SearchTable:
                 scores[latent] += 1.0 if re.search(rf"(?<!\w){re.escape(term)}(?!\w)", folded) else 0.5
         return scores
 
-    def matches(self, latents: Integer[np.ndarray, "m"], found: list[Found]) -> dict[int, list[Match]]:
-        """Why latents were found: their driving, then their promoted tokens that match any term, strongest first."""
-        tokens = np.unique(np.concatenate([each.tokens for each in found]))
-        every = Found(tokens, np.ones(len(tokens)))
-        reasons: dict[int, list[Match]] = {latent: [] for latent in latents.tolist()}
-        for kind, postings in (("driving", self.driving), ("promoted", self.promoted)):
-            listing, values, of = postings.of(every)
-            wanted = np.isin(listing, latents)
-            listing, values, of = listing[wanted], values[wanted], of[wanted]
-            if kind == "promoted":
-                values = values * self.largest[listing]
-            for i in np.lexsort((of, -values)).tolist():
-                reasons[int(listing[i])].append(Match(kind, self.texts[int(of[i])], float(values[i])))
+    def matches(self, latent: int, found: frozenset[int]) -> list[Match]:
+        """Why a latent was found: its driving, then its promoted tokens that are among those found, strongest first."""
+        reasons = []
+        for kind, postings, scale in (("driving", self.driving, 1.0), ("promoted", self.promoted, float(self.largest[latent]))):
+            listed = zip(*(array.tolist() for array in postings.row(latent)), strict=True)
+            wanted = sorted((-value * scale, token) for token, value in listed if token in found)
+            reasons += [Match(kind, self.texts[token], -value) for value, token in wanted]
         return reasons
 
 
@@ -240,11 +244,21 @@ def search(
     found = [table.tokens(term) for term in terms]
     each = np.stack([table.scores(tokens, term, labels) for tokens, term in zip(found, terms, strict=True)])
     scores = np.where((each > 0).all(axis=0), each.sum(axis=0), 0.0)
-    matching = np.flatnonzero(scores)
-    best = matching[np.lexsort((matching, -scores[matching]))[:limit]]
-    reasons = table.matches(best, found)
+    best, n_found = _best(scores, limit)
+    any_term = frozenset(np.concatenate([tokens.tokens for tokens in found]).tolist())
+    hits = []
     for latent in best.tolist():
-        if any(term in (label := labels.get(latent, "")).casefold() for term in terms):
-            reasons[latent].insert(0, Match("label", label, 1.0))
-    hits = tuple(SearchHit(latent, float(scores[latent]), tuple(reasons[latent])) for latent in best.tolist())
-    return SearchResults(query, hits, len(matching), index)
+        label = labels.get(latent, "")
+        given = [Match("label", label, 1.0)] if any(term in label.casefold() for term in terms) else []
+        hits.append(SearchHit(latent, float(scores[latent]), (*given, *table.matches(latent, any_term))))
+    return SearchResults(query, tuple(hits), n_found, index)
+
+
+def _best(scores: Float[np.ndarray, "d_sae"], limit: int) -> tuple[Integer[np.ndarray, "m"], int]:
+    """The latents of the `limit` largest positive scores, ties by id, and how many are positive."""
+    found = np.flatnonzero(scores)
+    n_found = len(found)
+    if n_found > 4 * limit:  # only what may be among the best is put in order
+        least = np.partition(scores[found], n_found - limit)[n_found - limit]
+        found = found[scores[found] >= least]
+    return found[np.lexsort((found, -scores[found]))[:limit]], n_found
