@@ -14,17 +14,21 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-from sae.inspection.display import FeatureCard, Look, environment
+from sae.inspection.display import PAGE_LIMITS, FeatureCard, Look, environment
 from sae.inspection.exports.folder import Export, chosen, clean, export_folder
 from sae.inspection.exports.provenance import NOT_RECORDED, Provenance, provenance_of
 from sae.inspection.format import number
 from sae.inspection.index import FeatureIndex
-from sae.inspection.records import FeatureRecord
+from sae.inspection.records import RELATIONS, FeatureRecord
 
 FORMAT = "html"
 ASSETS = ("report.css", "export.css", "export.js")
 MAX_SNIPPETS = 1000
 """Features up to which the table shows passages: each is about three kilobytes of the page."""
+
+
+NAMES = {"coactivation": "Co-active", "correlation": "Correlated", "encoder_cosine": "Encoder neighbours"}
+"""Relations that a page lists below the card, which has the decoder's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +111,12 @@ def _pages(index: FeatureIndex, selected: Sequence[int], site: Site, export: Exp
             before=selected[place - 1] if place else None,
             after=selected[place + 1] if place + 1 < len(selected) else None,
             card=FeatureCard(record).html(skin="page", links=links),
+            links=links,
+            look=Look("page"),
+            limits=PAGE_LIMITS,
+            related=[(name, near) for name, near in record.related.items() if near and name in NAMES],
+            names=NAMES,
+            definitions=RELATIONS,
         )
         export.file(f"features/{latent}.html").write_bytes(page.encode("utf-8", "backslashreplace"))
         yield record

@@ -73,6 +73,22 @@ def test_the_table_lists_the_chosen_features_and_pages_follow_each_other_in_thei
     assert 'rel="next"' not in (folder / "features/4.html").read_text()
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_page_shows_random_passages_near_misses_and_what_fires_together(kind, tmp_path):
+    index = small_index(kind)
+    latent = next(i for i in range(index.d_sae) if index.record(i).near_miss_examples and index.record(i).related["coactivation"])
+    record = index.record(latent)
+    folder = write_html(index, tmp_path / "site", latents=[latent, record.related["coactivation"][0].index])
+    page = Page(folder / f"features/{latent}.html")
+    n_passages = sum(map(len, (record.examples, record.negative_examples[:10], record.random_examples, record.near_miss_examples)))
+    n_passages += sum(len(interval.examples) for interval in record.intervals)
+    assert (folder / f"features/{latent}.html").read_text().count('class="passage"') == n_passages
+    for words in ("Random firings", "Near misses", record.near_miss_definition, "Co-active", "Correlated"):
+        assert words in page.text
+    for name in ("coactivation", "correlation"):
+        assert all(f"#{near.index}" in page.text for near in record.related[name])
+
+
 def test_a_dead_feature_has_a_row_and_a_page_that_say_so(tmp_path):
     folder = write_html(small_index("autoencoder"), tmp_path / "site", latents=[0])
     assert "dead on this corpus" in Page(folder / "index.html").text
