@@ -1,11 +1,8 @@
 // Pointing at a token shows its value, where that lies among the feature's firings, and marks the place in the histogram.
+import { shown } from "./numbers.js";
+
 const NAMESPACE = "http://www.w3.org/2000/svg";
 let tip = null;
-
-function shown(value) {
-  const size = Math.abs(value);
-  return (size && (size < 1e-3 || size >= 1e5) ? value.toExponential(2) : value.toPrecision(3)).replace("-", "−");
-}
 
 function share(chart, value) {
   const { low, high, counts } = chart.dataset;

@@ -1,4 +1,6 @@
 // The map as a canvas: every feature a point; hover names it, a click opens it; drag moves, the wheel zooms.
+import { shown } from "./numbers.js";
+
 const LOGARITHMIC = new Set(["density", "max"]);
 
 function ramp(root) {
@@ -17,11 +19,6 @@ function scaled(values, logarithmic) {
   const f = logarithmic ? (value) => Math.log(Math.max(value, 1e-12)) : (value) => value;
   const span = f(high) - f(low) || 1;
   return { low, high, place: values.map((value) => Math.min(63, Math.max(0, Math.round((63 * (f(value) - f(low))) / span)))) };
-}
-
-function short(value) {
-  const size = Math.abs(value);
-  return (size && (size < 1e-3 || size >= 1e5) ? value.toExponential(1) : value.toPrecision(2)).replace("-", "−");
 }
 
 class Plot {
@@ -48,8 +45,8 @@ class Plot {
     this.by = by;
     this.scale = scaled(this.data.by[by], LOGARITHMIC.has(by));
     this.order = this.data.ids.map((_, i) => i).sort((a, b) => this.scale.place[a] - this.scale.place[b]);
-    document.querySelector("#map-low").textContent = short(this.scale.low);
-    document.querySelector("#map-high").textContent = short(this.scale.high);
+    document.querySelector("#map-low").textContent = shown(this.scale.low, 2);
+    document.querySelector("#map-high").textContent = shown(this.scale.high, 2);
   }
 
   resize() {
@@ -73,7 +70,7 @@ class Plot {
     const mark = getComputedStyle(this.root.querySelector(".probe-mark")).color;
     c.setTransform(this.ratio, 0, 0, this.ratio, 0, 0);
     c.clearRect(0, 0, this.width, this.height);
-    const size = Math.min(6, Math.max(1.2, 110 / Math.sqrt(this.data.ids.length)) * Math.sqrt(this.view.zoom));
+    const size = Math.min(6, Math.max(1.4, 150 / Math.sqrt(this.data.ids.length)) * Math.sqrt(this.view.zoom));
     for (const i of this.order) {
       const [x, y] = this.place(i);
       if (x < -9 || y < -9 || x > this.width + 9 || y > this.height + 9) continue;
@@ -121,7 +118,7 @@ class Plot {
     this.canvas.style.cursor = i < 0 ? "grab" : "pointer";
     if (i < 0) return;
     const quiet = Object.assign(document.createElement("span"), { className: "quiet" });
-    quiet.textContent = Object.entries(this.data.by).map(([key, values]) => `${key} ${short(values[i])}`).join(", ");
+    quiet.textContent = Object.entries(this.data.by).map(([key, values]) => `${key} ${shown(values[i], 2)}`).join(", ");
     this.tip.replaceChildren(Object.assign(document.createElement("bdi"), { className: "token", textContent: this.name(i) }), quiet);
     this.tip.style.left = `${Math.min(event.clientX + 12, innerWidth - this.tip.offsetWidth - 8)}px`;
     this.tip.style.top = `${event.clientY + 14}px`;

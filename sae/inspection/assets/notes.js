@@ -1,17 +1,36 @@
-// Labels and lists: forms with data-send speak JSON to the API, then the page is read again.
+// Labels and lists: forms with data-send speak JSON to the API; then the page is read again. Without script they stay hidden.
+const JSON_HEADERS = { "Content-Type": "application/json", Accept: "application/json" };
+
+async function asked(url, method, body) {
+  const response = await fetch(url, { method, headers: JSON_HEADERS, body: body && JSON.stringify(body) });
+  const answer = await response.json().catch(() => ({}));
+  if (!response.ok) throw new Error(answer.detail || `refused (${response.status})`);
+  return answer;
+}
+
+const actions = {
+  label: (form, fields) => asked(form.getAttribute("action"), "POST", { text: fields.text }),
+  list: (form, { name, title, description }) =>
+    asked(form.getAttribute("action") + encodeURIComponent(name), "PUT", { title, description: description ?? "", items: [] }),
+  async item(form, { name, comment }) {
+    const url = form.getAttribute("action") + encodeURIComponent(name);
+    const { title, description, items } = await asked(url, "GET");
+    if (items.some((item) => item.source === null)) throw new Error("the list has features of dictionaries that are not served; it is left as it is");
+    const { source, index } = form.dataset;
+    const others = items.filter((item) => item.source !== source || item.index !== Number(index));
+    const kept = others.map(({ source, index, comment }) => ({ source, index, comment }));
+    await asked(url, "PUT", { title, description, items: [...kept, { source, index: Number(index), comment }] });
+  },
+};
+
 async function send(form, submitter) {
-  const fields = Object.fromEntries(new FormData(form, submitter));
-  const method = form.dataset.send;
-  const body = form.dataset.body ? JSON.parse(form.dataset.body.replace(/"\$(\w+)"/g, (_, name) => JSON.stringify(fields[name] ?? ""))) : fields;
-  const response = await fetch(form.getAttribute("action"), {
-    method,
-    headers: { "Content-Type": "application/json", Accept: "application/json" },
-    body: method === "DELETE" ? undefined : JSON.stringify(body),
-  });
-  if (response.ok) return location.reload();
-  const said = await response.json().catch(() => ({}));
   const status = form.querySelector("[role=status]");
-  if (status) status.textContent = said.detail || `refused (${response.status})`;
+  try {
+    await actions[form.dataset.send](form, Object.fromEntries(new FormData(form, submitter)));
+    location.reload();
+  } catch (error) {
+    status.textContent = error.message;
+  }
 }
 
 export function notes() {

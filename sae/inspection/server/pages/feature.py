@@ -81,10 +81,8 @@ async def feature_page(page: Page, source: Source, text: str) -> Response:
         effect_level=card.effect_level,
         table_parameters=query.parameters,
         test=await tested(page, source, record),
-        said=page.context.notes.explanations(record.source.dictionary_digest, latent) if page.context.notes else (),
-        note=page.context.notes.note(record.source.dictionary_digest, latent) if page.context.notes else None,
+        **words(page, record),
         compared=[latent, *(n.index for n in record.neighbours[:3])],
-        has_notes=page.context.notes is not None,
         model_command=MODEL_COMMAND,
         address=str(page.request.url.replace(query="")),
     )
@@ -200,6 +198,17 @@ def related(source: Source, record: FeatureRecord, labels: Mapping[int, str]) ->
         if rows:
             found.append(Related(RELATION_NAMES[key], RELATIONS[key], rows))
     return found
+
+
+def words(page: Page, record: FeatureRecord) -> dict[str, Any]:
+    """What people and programs say about a feature, and the lists that it is or could be in."""
+    notes, digest = page.context.notes, record.source.dictionary_digest
+    if notes is None:
+        return {"has_notes": False, "said": (), "note": None, "lists": (), "memberships": ()}
+    lists = notes.lists()
+    inside = tuple(found for found in lists if any(item.dictionary == digest and item.index == record.index for item in found.items))
+    said, note = notes.explanations(digest, record.index), notes.note(digest, record.index)
+    return {"has_notes": True, "said": said, "note": note, "lists": lists, "memberships": inside}
 
 
 async def tested(page: Page, source: Source, record: FeatureRecord) -> dict[str, Any]:

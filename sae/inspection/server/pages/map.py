@@ -81,11 +81,13 @@ def colours(index: FeatureIndex) -> dict[str, Float[np.ndarray, "d_sae"]]:
 
 
 def unit_square(x: Shaped[np.ndarray, "n"], y: Shaped[np.ndarray, "n"]) -> Float[np.ndarray, "n 2"]:
-    """The places in [0, 1] x [0, 1]; the few furthest ones are moved to the edge, so that they do not squeeze the rest."""
+    """The places in [0, 1] x [0, 1]. Those much further out than nearly all are moved to the edge, so that they do not squeeze the rest."""
     found = np.zeros((len(x), 2))
     for i, values in enumerate((np.asarray(x, np.float64), np.asarray(y, np.float64))):
         if len(values):
-            low, high = np.quantile(values, [0.002, 0.998])
+            inner = np.quantile(values, [0.01, 0.99])
+            room = 0.5 * float(inner[1] - inner[0])
+            low, high = max(float(values.min()), inner[0] - room), min(float(values.max()), inner[1] + room)
             found[:, i] = np.clip((values - low) / ((high - low) or 1.0), 0, 1)
     return found
 

@@ -17,6 +17,7 @@ ASSETS = {
     "keys.js": "text/javascript",
     "swap.js": "text/javascript",
     "hover.js": "text/javascript",
+    "numbers.js": "text/javascript",
     "notes.js": "text/javascript",
     "map.js": "text/javascript",
     "text.js": "text/javascript",

@@ -314,6 +314,25 @@ def test_a_label_is_added_without_leaving_the_page(visit):
     assert page.locator("h1 b").count() == 0
 
 
+def test_a_list_is_made_and_a_feature_kept_in_it(visit):
+    page = ready(visit.page("/lists"))
+    page.fill("input[name=name]", "months")
+    page.fill("input[name=title]", "Months of the year")
+    page.click("text=Make a list")
+    page.click("tbody >> text=Months of the year")
+    assert "The list is empty" in page.locator("tbody").inner_text()
+    page = ready(visit.page("/s/topk/f/14"))
+    page.select_option("#to-list", "months")
+    page.fill("#list-comment", "a reason")
+    page.click("text=Keep")
+    page.click(".labels-box p a")
+    assert "a reason" in page.locator("tbody").inner_text()
+    page = ready(visit.page("/s/topk/f/13"))
+    page.select_option("#to-list", "kept")
+    page.click("text=Keep")
+    page.wait_for_selector("text=are not served; it is left as it is")
+
+
 def background(page):
     return page.evaluate("getComputedStyle(document.body).backgroundColor")
 
@@ -376,7 +395,7 @@ CHECK = """() => {
   if (levels[0] !== 1 || levels.filter((l) => l === 1).length !== 1) found.push("headings " + levels);
   if (document.documentElement.scrollWidth > innerWidth + 1) {
     const beyond = (e) => e.getBoundingClientRect().right > innerWidth + 1 && !e.closest(".scroll, .right");
-    const wide = [...document.querySelectorAll("main *")].filter((e) => shown(e) && beyond(e));
+    const wide = [...document.querySelectorAll("body *")].filter((e) => shown(e) && beyond(e));
     found.push("wider than the window: " + wide.slice(0, 3).map((e) => e.outerHTML.slice(0, 120)).join(" | "));
   }
   return found;

@@ -291,7 +291,12 @@ def test_a_record_with_few_passages_is_the_whole_record_cut(context):
         for latent in (3, 8, 14):
             whole, cut = source.index.record(latent), source.index.record(latent, passages={"top": 1, "random": 2})
             intervals = tuple(replace(interval, examples=()) for interval in whole.intervals)
-            few = {"examples": whole.examples[:1], "negative_examples": (), "random_examples": whole.random_examples[:2], "near_miss_examples": ()}
+            few = {
+                "examples": whole.examples[:1],
+                "negative_examples": (),
+                "random_examples": whole.random_examples[:2],
+                "near_miss_examples": (),
+            }
             assert cut == replace(whole, intervals=intervals, **few)
             n = source.index.reader.n_passages(latent)
             assert (n["top"], n["bottom"], n["random"]) == (len(whole.examples), len(whole.negative_examples), len(whole.random_examples))
