@@ -80,6 +80,9 @@ def test_cosines_are_exact_where_known_and_bounded_where_not(case):
             if pair.cosine is None:
                 n_bounded += 1
                 assert cosines[a, b] <= pair.cosine_below + 1e-6
+                n = len(index.record(a).neighbours)  # the bound is the tighter of the two lists' last cosines
+                last = [np.sort(np.delete(cosines[i], i))[-n] for i in (a, b)]
+                assert pair.cosine_below == pytest.approx(min(last), abs=1e-6)
             else:
                 assert pair.cosine == pytest.approx(cosines[a, b], abs=1e-6)
     assert n_bounded > 0
