@@ -22,10 +22,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from bench_train import Table
 
 from sae.dictionaries.activations import TopK
 from sae.dictionaries.autoencoder import Autoencoder, AutoencoderConfig
@@ -35,6 +35,9 @@ from sae.inspection.index import FeatureIndex
 from sae.inspection.map import atom_map
 from sae.inspection.neighbours import neighbours
 from sae.inspection.query import top_examples
+
+if TYPE_CHECKING:
+    from bench_train import Table
 
 K, CONTEXT, VOCABULARY, SIGMA, BATCH = 32, 128, 32_000, 1.9, 65_536
 BUILD_BAR, BYTES_BAR, TOP_BAR, DOCUMENT_BAR, OPEN_BAR = 10.0, 12.0, 1.0, 2.0, 50.0
@@ -149,7 +152,7 @@ def sizes(quick: bool) -> tuple[int, int]:
     return (100_000, 4096) if quick else (1_000_000, 16_384)
 
 
-def bench_build(table: Table, quick: bool, folder: Path) -> None:
+def bench_build(table: "Table", quick: bool, folder: Path) -> None:
     n, d_sae = sizes(quick)
     small = Corpus(_made(folder / "small-codes"), 4096, 512)
     small.build(folder / "small", 4096, segment_tokens=2048)  # compiles what is compiled
@@ -197,7 +200,7 @@ def timed(function: Callable[[int], object], arguments: list[int]) -> list[float
     return taken
 
 
-def bench_query(table: Table, quick: bool, folder: Path) -> None:
+def bench_query(table: "Table", quick: bool, folder: Path) -> None:
     n, d_sae = sizes(quick)
     if not (folder / "index").exists():
         Corpus(_made(folder / "codes"), n, d_sae).build(folder / "index", n)
@@ -221,7 +224,7 @@ def bench_query(table: Table, quick: bool, folder: Path) -> None:
     table.add("query: entries of the densest latent", float(np.median(timed(index.entries, [densest] * 5))), "ms")
 
 
-def bench_growth(table: Table, quick: bool, folder: Path) -> None:
+def bench_growth(table: "Table", quick: bool, folder: Path) -> None:
     n, d_sae = sizes(quick)
     corpus = Corpus(_made(folder / "codes"), n, d_sae)
     Corpus(_made(folder / "small-codes"), 4096, 512).build(folder / "small-again", 4096, segment_tokens=2048)
@@ -248,6 +251,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
     if options.only and options.folder:
+        from bench_train import Table  # beside this program, which others may import from elsewhere
+
         table = Table()
         globals()[f"bench_{options.only}"](table, options.quick, _made(options.folder))
         rows = table.rows

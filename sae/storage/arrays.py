@@ -42,7 +42,7 @@ def read_header(path: str | Path) -> tuple[dict[str, dict], dict[str, str], int]
         raise FormatError(f"{path} cannot be read: {error.strerror}") from error
     try:
         header, length = json.loads(text), len(text)
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise FormatError(f"{path} has a damaged safetensors header: {error}") from error
     if not isinstance(header, dict):
         raise FormatError(f"{path} has a damaged safetensors header: it is a {type(header).__name__}, not an object")

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from sae.dictionaries.codes import SparseCodes
 from sae.errors import CacheError, ConfigError, FormatError
-from sae.inspection import IndexConfig, loops
+from sae.inspection import FeatureIndex, IndexConfig, loops
 from sae.inspection.entries import Entries
 from sae.inspection.manifest import work_folder
 from sae.storage import lock
@@ -240,3 +240,12 @@ def test_an_index_is_built_without_numba(tmp_path):
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == str(random_codes(0).build(tmp_path / "index").statistics.n_active.tolist())
+
+
+def test_the_benchmark_builds_an_index_for_other_programs(tmp_path):
+    from scripts.bench_index import K, benchmark_index
+
+    index = FeatureIndex.open(benchmark_index(tmp_path / "index", n_tokens=1024, d_sae=256))
+    assert (index.n_tokens, index.d_sae, index.manifest.n_entries) == (1024, 256, 1024 * K)
+    assert [path.name for path in tmp_path.iterdir()] == ["index"]
+    assert index.record(int(index.statistics.n_active.argmax())).related.keys() >= {"decoder_cosine", "coactivation", "correlation"}

@@ -231,6 +231,20 @@ def test_a_manifest_that_lies_is_refused(sound, tmp_path, change, message):
     assert "outside the index" in refused(folder, "manifest.json")
 
 
+@pytest.mark.parametrize("text", ["[" * 200_000, "1" * 5000, "{", "\ufeff{}", "[]", "null", '{"format_version": 2}'])
+@pytest.mark.parametrize("name", ["manifest.json", "vocabulary.json", "documents.json"])
+def test_json_that_is_hostile_is_refused(sound, tmp_path, name, text):
+    folder = shutil.copytree(sound, tmp_path / "index")
+    (folder / name).write_text(text)
+    if name != "manifest.json":
+        manifest = json.loads((folder / "manifest.json").read_text())
+        manifest["files"][name] = (folder / name).stat().st_size
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+    if (name, text) == ("documents.json", '{"format_version": 2}'):
+        return  # labels of a document that there is not: nothing to refuse
+    refused(folder, name)
+
+
 def test_places_that_do_not_end_at_the_last_entry_are_refused(sound, tmp_path):
     for name in ("by_latent/entries.safetensors", "by_token/00000.safetensors"):
         folder = shutil.copytree(sound, tmp_path / name.split("/")[0])
