@@ -18,8 +18,10 @@ _HOME = {
     "FeatureList": "report_data",
     "FeatureRecord": "records",
     "Figure": "report_data",
+    "Framing": "encoded",
     "IndexConfig": "settings",
     "IndexProgress": "build",
+    "Live": "live",
     "ReportData": "report_data",
     "Row": "report_data",
     "Rule": "report_data",
@@ -29,8 +31,10 @@ _HOME = {
     "build_index": "build",
     "build_index_from_codes": "build",
     "coactive": "query",
+    "framing_of": "live",
     "metric_table": "metrics",
     "telling_features": "query",
+    "text_widget": "widget",
     "top_examples": "query",
     "write_report": "report",
 }
@@ -38,13 +42,16 @@ _HOME = {
 if TYPE_CHECKING:
     from sae.inspection.build import IndexProgress, build_index, build_index_from_codes
     from sae.inspection.display import FeatureCard
+    from sae.inspection.encoded import Framing
     from sae.inspection.index import FeatureIndex
+    from sae.inspection.live import Live, framing_of
     from sae.inspection.metrics import METRICS, metric_table
     from sae.inspection.query import TELLING_DEFINITION, coactive, telling_features, top_examples
     from sae.inspection.records import FeatureRecord
     from sae.inspection.report import write_report
     from sae.inspection.report_data import Axis, Column, Fact, FeatureList, Figure, ReportData, Row, Rule, Section, Series, Table
     from sae.inspection.settings import IndexConfig
+    from sae.inspection.widget import text_widget
 
 __all__ = [*_HOME]  # pyright: ignore[reportUnsupportedDunderAll]
 
