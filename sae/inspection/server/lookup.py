@@ -1,6 +1,6 @@
 """What the routes share: looking up what an address names."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from sae.inspection.records import FeatureRecord
 from sae.inspection.server.context import ServerContext, Source
@@ -31,10 +31,10 @@ class Lookup:
             shown = str(wrong) if wrong < 10**12 else "a larger one"
             raise NotFound(f"{source.name} has features 0..{source.index.d_sae - 1}, not {shown}", field=field)
 
-    def record(self, name: str, latent: int) -> tuple[Source, FeatureRecord]:
-        """The source and all that is known of the latent."""
+    def record(self, name: str, latent: int, *, passages: Mapping[str, int] | None = None) -> tuple[Source, FeatureRecord]:
+        """The source and all that is known of the latent; with `passages`, only so many passages of the groups named."""
         source, _ = self.feature(name, latent)
-        return source, source.index.record(latent)
+        return source, source.index.record(latent, passages=passages)
 
     def notes(self) -> Notes:
         """The file of notes. Raises NotLoaded when there is none."""

@@ -44,7 +44,7 @@ def passages(source: Source, record: FeatureRecord, query: ExamplesQuery, offset
         return _ranked(source, record, query, offset)
     found = _stored(record, query.group)
     page = [_widened(source, record.index, passage, query.context) for passage in found[offset:stop]]
-    definition = (query.group == "near_miss" and getattr(record, "near_miss_definition", "")) or DEFINITIONS[query.group]
+    definition = (query.group == "near_miss" and record.near_miss_definition) or DEFINITIONS[query.group]
     return Passages(page, len(found), stop < len(found), definition)
 
 
@@ -58,8 +58,8 @@ def _stored(record: FeatureRecord, group: str) -> list[Passage]:
     stored: dict[str, Sequence[Example]] = {
         "top": record.examples,
         "bottom": record.negative_examples,
-        "random": getattr(record, "random_examples", ()),
-        "near_miss": getattr(record, "near_miss_examples", ()),
+        "random": record.random_examples,
+        "near_miss": record.near_miss_examples,
     }
     return [Passage(example=example) for example in stored[group]]
 

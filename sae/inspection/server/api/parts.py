@@ -23,6 +23,8 @@ from sae.inspection.server.lookup import Lookup
 from sae.inspection.server.passages import passages
 from sae.inspection.server.schemas import ExamplesQuery, Latent, NeighboursQuery, NoQuery, SourceName, TokensQuery
 
+MANY = 10**6
+"""All passages of a group."""
 PATH = "/sources/{source}/features/{index}"
 
 
@@ -33,7 +35,8 @@ def parts_router(context: ServerContext) -> APIRouter:
     @router.get(f"{PATH}/examples", response_model=ExamplePage, responses=problems(404), operation_id="examples")
     async def examples(source: SourceName, index: Latent, query: Annotated[ExamplesQuery, Query()]) -> Response:
         """Passages: strongest, most negative, by interval, random, or near misses."""
-        found, record = lookup.record(source, index)
+        group = {"interval": "intervals"}.get(query.group, query.group)
+        found, record = lookup.record(source, index, passages={group: MANY})
         scope = f"examples {found.index.digest} {index} {query.group} {query.context} {query.dedup}"
         offset = offset_of(query.cursor, scope)
         page = await run_in_threadpool(passages, found, record, query, offset)
@@ -46,7 +49,7 @@ def parts_router(context: ServerContext) -> APIRouter:
     @router.get(f"{PATH}/histogram", response_model=HistogramAnswer, responses=problems(404), operation_id="histogram")
     async def histogram(source: SourceName, index: Latent, _: Annotated[NoQuery, Query()]) -> Response:
         """Its non-zero values: bins, quantiles, and the steps of a matching pursuit."""
-        record = lookup.record(source, index)[1]
+        record = lookup.record(source, index, passages={})[1]
         return HistogramAnswer(
             edges=list(record.histogram.edges),
             counts=list(record.histogram.counts),
@@ -57,20 +60,20 @@ def parts_router(context: ServerContext) -> APIRouter:
     @router.get(f"{PATH}/tokens", response_model=TokensAnswer, responses=problems(404), operation_id="driving_tokens")
     async def tokens(source: SourceName, index: Latent, query: Annotated[TokensQuery, Query()]) -> Response:
         """Vocabulary items on which it fires."""
-        found, record = lookup.record(source, index)
+        found, record = lookup.record(source, index, passages={})
         return (await run_in_threadpool(driving, found, record, query)).answer()
 
     @router.get(f"{PATH}/logits", response_model=LogitsAnswer, responses=problems(404), operation_id="logits")
     async def logits(source: SourceName, index: Latent, _: Annotated[NoQuery, Query()]) -> Response:
         """Tokens whose logits its direction moves."""
-        record = lookup.record(source, index)[1]
+        record = lookup.record(source, index, passages={})[1]
         convention = record.source.effects_convention
         return LogitsAnswer(convention=convention, promoted=list(record.promoted), suppressed=list(record.suppressed)).answer()
 
     @router.get(f"{PATH}/neighbours", response_model=NeighboursAnswer, responses=problems(404), operation_id="neighbours")
     async def neighbours(source: SourceName, index: Latent, query: Annotated[NeighboursQuery, Query()]) -> Response:
         """Close features by one of four relations, over the whole dictionary."""
-        record = lookup.record(source, index)[1]
+        record = lookup.record(source, index, passages={})[1]
         related = record.neighbours if query.by == "decoder_cosine" else record.related.get(query.by, ())
         return NeighboursAnswer(
             by=query.by, definition=RELATIONS[query.by], stored=len(related), items=list(related[: query.limit])

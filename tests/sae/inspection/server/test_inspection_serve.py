@@ -210,4 +210,4 @@ def test_eight_clients_lose_no_request_and_memory_does_not_grow(folder):
     rows = {row["name"]: row["value"] for row in measure(folder / "topk", seconds=3.0, clients=8)}
     assert [name for name, value in rows.items() if name.endswith(".lost") and value] == []
     assert min(value for name, value in rows.items() if name.endswith(".n")) >= 8
-    assert rows["resident.after"] - rows["resident.before"] < 30
+    assert rows["mixture.memory"] - rows["paced.memory"] < 30
