@@ -17,7 +17,7 @@ class QualityConfig:
     """Prompts at most."""
     max_tokens: int = 48
     """Tokens of a prompt at most."""
-    n_null: int = 39
+    n_null: int = 49
     """Draws of each null."""
 
 
