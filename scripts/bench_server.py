@@ -5,7 +5,8 @@
     python scripts/bench_server.py --quick --json out.json
 
 `sae serve` runs as a process of its own. Each client keeps one connection and asks again as soon as it has the answer (a closed loop), so
-with n clients one waits for the n - 1 before it. The parts, each a sixth of the time:
+with n clients one waits for the n - 1 before it. The parts, each a seventh of the time, after
+one that warms up with pages and one that settles with the mixture:
 
     paced     feature pages at the pace of people: every client opens one each 250 ms
     page      feature pages without pause, none of which was asked for before
@@ -13,7 +14,8 @@ with n clients one waits for the n - 1 before it. The parts, each a sixth of the
     card      cards of the API (JSON), none asked for before
     mixture   tables, searches, passages, neighbours, driving tokens
 
-Printed are the 50th and 95th percentile, requests a second, lost requests (anything but 200 with a body), and the server's own memory
+Printed are the 50th and 95th percentile, the server's processor time for a request (`work`: what the percentiles are made of on a machine
+that does nothing else), requests a second, lost requests (anything but 200 with a body), and the server's own memory
 (anonymous, without the mapped files) before and after each part; the answers it keeps are at most 16 MB of it.
 """
 
@@ -21,6 +23,7 @@ import argparse
 import http.client
 import itertools
 import json
+import os
 import random
 import re
 import subprocess
@@ -85,6 +88,11 @@ class Server:
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         return int(re.search(r"RssAnon:\s+(\d+)", status)[1]) / 1024  # type: ignore[index]
 
+    def processor_seconds(self) -> float:
+        """Processor time that the process has taken."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def stop(self) -> None:
         """End it."""
         self.process.terminate()
@@ -98,7 +106,7 @@ def phase(server: Server, paths: Iterator[str], *, seconds: float, clients: int,
     """Percentiles (ms), rate and lost requests of so many clients that take their addresses from `paths`."""
     waits: list[list[float]] = [[] for _ in range(clients)]
     lost, taking = [0] * clients, threading.Lock()
-    stop = time.perf_counter() + seconds
+    stop, worked = time.perf_counter() + seconds, server.processor_seconds()
 
     def client(number: int) -> None:
         time.sleep(pace * number / clients)
@@ -119,7 +127,16 @@ def phase(server: Server, paths: Iterator[str], *, seconds: float, clients: int,
         thread.join()
     found = np.concatenate([np.array(w) for w in waits])
     p50, p95, worst = np.percentile(found, [50, 95, 100]).tolist()
-    return {"n": len(found), "lost": sum(lost), "p50_ms": p50, "p95_ms": p95, "max_ms": worst, "per_second": len(found) / seconds}
+    worked = (server.processor_seconds() - worked) * 1000 / len(found)
+    return {
+        "n": len(found),
+        "work_ms": worked,
+        "lost": sum(lost),
+        "p50_ms": p50,
+        "p95_ms": p95,
+        "max_ms": worst,
+        "per_second": len(found) / seconds,
+    }
 
 
 def built_index(folder: Path, *, scale: float) -> Path:
@@ -149,6 +166,7 @@ def measure(index: Path, *, seconds: float, clients: int) -> list[dict[str, obje
 
         parts = {
             "warm": pages(),
+            "settle": mixture(alive),
             "paced": pages(),
             "page": pages(),
             "again": again(),
@@ -156,7 +174,7 @@ def measure(index: Path, *, seconds: float, clients: int) -> list[dict[str, obje
             "mixture": mixture(alive),
         }
         for name, paths in parts.items():
-            found[name] = phase(server, paths, seconds=seconds / 6, clients=clients, pace=PACE if name == "paced" else 0.0)
+            found[name] = phase(server, paths, seconds=seconds / 7, clients=clients, pace=PACE if name == "paced" else 0.0)
             memory.append(server.own_mb())
     finally:
         server.stop()
@@ -189,7 +207,15 @@ def _alive(connection: http.client.HTTPConnection) -> list[int]:
 
 def _rows(start: float, found: dict[str, dict[str, float]], memory: list[float]) -> list[dict[str, object]]:
     rows: list[dict[str, object]] = [{"name": "start", "value": round(start, 3), "unit": "s"}]
-    kinds = (("p50_ms", "ms"), ("p95_ms", "ms"), ("max_ms", "ms"), ("per_second", "1/s"), ("n", "requests"), ("lost", "requests"))
+    kinds = (
+        ("p50_ms", "ms"),
+        ("p95_ms", "ms"),
+        ("max_ms", "ms"),
+        ("work_ms", "ms"),
+        ("per_second", "1/s"),
+        ("n", "requests"),
+        ("lost", "requests"),
+    )
     for (name, numbers), megabytes in zip(found.items(), memory, strict=True):
         rows += [{"name": f"{name}.{key.removesuffix('_ms')}", "value": round(numbers[key], 2), "unit": unit} for key, unit in kinds]
         rows.append({"name": f"{name}.memory", "value": round(megabytes, 1), "unit": "MB"})
