@@ -1,7 +1,9 @@
 """Indexes to export: an autoencoder's, and a signed pursuit's with another number of latents a token; and one whose texts are hostile."""
 
+import atexit
 import copy
 import dataclasses
+import shutil
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
@@ -57,7 +59,9 @@ def make_index(folder, kind, *, seed=0, uneven=False, d_sae=20, **options):
 @cache
 def small_index(kind):
     """One index of each kind for all tests of a process; nobody writes to it."""
-    return make_index(Path(mkdtemp(prefix="exported-")) / "index", kind, uneven=kind == "pursuit")
+    folder = Path(mkdtemp(prefix="exported-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return make_index(folder / "index", kind, uneven=kind == "pursuit")
 
 
 class HostileIndex(FeatureIndex):
