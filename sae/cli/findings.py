@@ -9,8 +9,7 @@ from rich.table import Table
 
 from sae.cli.screen import NarrowingBar, console
 from sae.evaluation.batteries import BATTERIES, Done, Finding, Inputs, Results, Task
-from sae.inspection.format import number
-from sae.inspection.geometry_page import null_text, p_text, rule, value_cell
+from sae.inspection.geometry_page import null_text, p_text, rule, span, value_cell
 
 WIDE, MIDDLE, MOST = 110, 76, 6
 """Columns from which on the table has all its columns, and all but two; subjects of a quantity up to which each has its line."""
@@ -99,18 +98,9 @@ def _by_quantity(findings: Sequence[Finding]) -> list[list[Finding]]:
 
 def _span(several: Sequence[Finding], column: str) -> str:
     """One line for a quantity of many sites: from the smallest to the largest."""
-    if column == "quantity":
-        return f"{several[0].name} · {len(several)} of them"
-    if column in ("stands out", "out"):
-        n_out = sum(found.stands_out == "yes" for found in several)
-        return several[0].stands_out if all(found.p is None for found in several) else f"{n_out} of {len(several)}"
-    by_value = sorted((found for found in several if found.value is not None), key=lambda found: found.value or 0.0)
-    if column == "value":
-        return f"{value_cell(by_value[0])} to {value_cell(by_value[-1])}" if by_value else "–"
-    if column == "null":
-        means = sorted(found.null_mean for found in several if found.null_mean is not None)
-        return f"{number(means[0])} to {number(means[-1])}" if means else "–"
-    return "–"
+    n, values, nulls, out = span(several)
+    cells = {"quantity": f"{several[0].name} · {n} of them", "value": values, "null": nulls, "stands out": out, "out": out}
+    return cells.get(column) or "–"
 
 
 def _columns() -> tuple[str, ...]:

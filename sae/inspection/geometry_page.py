@@ -4,6 +4,7 @@ Everything on the page is in `findings.json`, which `write_findings` writes besi
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,10 @@ from sae.inspection.report_data import Column, Fact, ReportData, Row, Section, T
 from sae.storage import write_json
 
 FINDINGS = "findings.json"
-STANDS_OUT = 4
-"""Place of the column that says whether a number stands out."""
 FOREMOST = 12
 """Findings named in the overview."""
+MANY = 24
+"""Numbers up to which a measure shows all of them first; of more, a row for each quantity, and all of them folded up."""
 
 
 def geometry_report(results: Results, *, title: str, facts: Sequence[Fact]) -> ReportData:
@@ -87,7 +88,10 @@ def _overview(results: Results) -> Section:
     """What stands out, the furthest from its null first."""
     standing = [found for found in results.findings if found.stands_out == "yes"]
     undecided = sum(found.stands_out == "too few draws" for found in results.findings)
-    standing.sort(key=lambda found: -(distance(found) or 0.0))
+    furthest: dict[tuple[str, str], Finding] = {}
+    for found in sorted(standing, key=lambda found: -(distance(found) or 0.0)):
+        furthest.setdefault((found.measure, found.name), found)
+    shown = list(furthest.values())[:FOREMOST]
     text = (
         "A number stands out when its p-value passes the Benjamini–Hochberg threshold over all numbers of this page that have a null. "
         "The p-value of n null draws is (1 + draws at least as extreme) / (1 + n), doubled where both sides count, so it is never below 1 / (1 + n). "
@@ -103,10 +107,10 @@ def _overview(results: Results) -> Section:
     columns = (Column("quantity"), Column("of"), Column("value"), Column("null"), Column("distance", "null sd"))
     rows = tuple(
         Row((found.name, found.subject or None, value_cell(found), null_text(found, short=True), distance(found)), note=found.meaning)
-        for found in standing[:FOREMOST]
+        for found in shown
     )
-    caption = f"The {min(FOREMOST, len(standing))} furthest from their nulls" + (
-        f", of {len(standing)}." if len(standing) > FOREMOST else "."
+    caption = "The number of each quantity that is furthest from its null" + (
+        f"; {len(shown)} of {len(furthest)}." if len(furthest) > len(shown) else "."
     )
     return Section("What stands out", text, (Table("Furthest from chance", columns, rows, caption),))
 
@@ -131,23 +135,52 @@ def value_cell(found: Finding) -> str | None:
 
 
 def _section(group: Group, battery: str) -> Section:
-    columns = (
-        Column("quantity"),
-        Column("value"),
-        Column("null", "mean ± sd (draws)"),
-        Column("p"),
-        Column("stands out"),
-    )
-    several = any(found.subject for found in group.findings)
-    shown = columns if not several else (columns[0], Column("of"), *columns[1:])
     order = list(dict.fromkeys(found.name for found in group.findings))
-    by_quantity = sorted(group.findings, key=lambda found: order.index(found.name))
-    rows = tuple(_row(found, several=several, first=i == 0 or by_quantity[i - 1].name != found.name) for i, found in enumerate(by_quantity))
+    by_quantity = [[found for found in group.findings if found.name == name] for name in order]
     settings = ", ".join(f"{name} {value}" for name, value in group.settings.items())
     took = f"{group.n_cached} of {group.n_tasks} from the cache" if group.n_cached else f"{group.seconds:.1f} s"
-    notes = [*group.notes, f"Settings: {settings}. {took[0].upper()}{took[1:]}."]
-    table = Table("Findings", shown, rows, notes=tuple(notes))
-    return Section(f"{battery}: {group.title.lower()}" if battery else group.title, group.text, (table,), group.figures)
+    notes = (*group.notes, f"Settings: {settings}. {took[0].upper()}{took[1:]}.")
+    every = _every_number(by_quantity)
+    if len(group.findings) <= MANY:
+        tables: tuple[Table, ...] = (replace(every, notes=notes),)
+    else:
+        tables = _spans(by_quantity, notes), replace(every, title=f"All {len(group.findings)} numbers", folded=True)
+    return Section(f"{battery}: {group.title.lower()}" if battery else group.title, group.text, tables, group.figures)
+
+
+def _every_number(by_quantity: Sequence[Sequence[Finding]]) -> Table:
+    columns = (Column("quantity"), Column("value"), Column("null", "mean ± sd (draws)"), Column("p"), Column("stands out"))
+    several = any(found.subject for findings in by_quantity for found in findings)
+    shown = columns if not several else (columns[0], Column("of"), *columns[1:])
+    rows = tuple(_row(found, several=several, first=i == 0) for findings in by_quantity for i, found in enumerate(findings))
+    return Table("Findings", shown, rows)
+
+
+def _spans(by_quantity: Sequence[Sequence[Finding]], notes: tuple[str, ...]) -> Table:
+    """A row for each quantity, from its smallest to its largest value."""
+    columns = (Column("quantity"), Column("of"), Column("value"), Column("null", "mean"), Column("stand out"))
+    rows = tuple(Row((found[0].name, *span(found)), note=_meaning(found[0])) for found in by_quantity)
+    return Table("Findings", columns, rows, notes=notes)
+
+
+def span(several: Sequence[Finding]) -> tuple[str | None, str | None, str | None, str]:
+    """Many findings of one quantity in four cells: how many, values, means of the nulls, how many stand out."""
+    values = sorted((found for found in several if found.value is not None), key=lambda found: found.value or 0.0)
+    means = sorted(found.null_mean for found in several if found.null_mean is not None)
+    with_null = [found for found in several if found.p is not None]
+    out = f"{sum(found.stands_out == 'yes' for found in with_null)} of {len(with_null)}" if with_null else "no null"
+    if len(several) == 1:
+        return several[0].subject or None, value_cell(several[0]), null_text(several[0]) if means else None, several[0].stands_out
+    return (
+        f"{len(several)}",
+        _from_to(value_cell(values[0]), value_cell(values[-1])) if values else None,
+        _from_to(number(means[0]), number(means[-1])) if means else None,
+        out,
+    )
+
+
+def _from_to(low: str | None, high: str | None) -> str:
+    return f"{low} to {high}" if low != high else f"{low}"
 
 
 def _row(found: Finding, *, several: bool, first: bool) -> Row:

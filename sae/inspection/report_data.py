@@ -89,6 +89,8 @@ class Table:
     """Remarks below."""
     note_heading: str = "What it means"
     """Heading of the column of row notes."""
+    folded: bool = False
+    """Whether it stands folded up behind its title, after the figures."""
 
     def __post_init__(self) -> None:
         for row in self.rows:

@@ -128,6 +128,23 @@ def test_the_page_says_what_numbers_mean_once_and_what_stands_out_first(page):
     assert re.search(r'<td class="x best"><bdi>yes</bdi>', html)
 
 
+def test_many_numbers_are_spans_first_and_all_of_them_behind_the_figures(tmp_path):
+    sites = [f"blocks.{i}.hook_resid_post" for i in range(15)]
+    findings = [a_finding("rank", site, 10.0 + i, stands_out="yes" if i % 3 else "no") for i, site in enumerate(sites)]
+    findings += [a_finding("slope", site, None if i == 2 else -1.0 * i, p=None, stands_out="no null") for i, site in enumerate(sites)]
+    write_report(geometry_report(results(findings), title="Many", facts=[]), tmp_path / "report")
+    html = (tmp_path / "report" / "index.html").read_text()
+    rows = Reader(html).rows
+    assert ["rank", "15", "10 to 24", "0.250", "10 of 15"] in [row[:5] for row in rows]
+    assert ["slope", "15", "−14 to 0", "–", "no null"] in [row[:5] for row in rows]
+    listed = [row for row in rows if len(row) == 7 and row[0] in ("rank", "slope")]
+    assert [row[1] for row in listed] == sites * 2
+    assert html.index("<figure>") < html.index("<summary>All 30 numbers</summary>")
+    # The overview names a quantity once, where it is furthest from its null.
+    first = [row for row in rows if row[0] == "rank"][0]
+    assert first[1] == sites[14]
+
+
 def test_what_is_hostile_is_escaped_and_nothing_is_loaded_from_elsewhere(page):
     html = (page / "report" / "index.html").read_text()
     assert html.count("<script") == 1
