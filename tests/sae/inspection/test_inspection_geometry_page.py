@@ -141,7 +141,7 @@ def test_many_numbers_are_spans_first_and_all_of_them_behind_the_figures(tmp_pat
     assert [row[1] for row in listed] == sites * 2
     assert html.index("<figure>") < html.index("<summary>All 30 numbers</summary>")
     # The overview names a quantity once, where it is furthest from its null.
-    first = [row for row in rows if row[0] == "rank"][0]
+    first = next(row for row in rows if row[0] == "rank")
     assert first[1] == sites[14]
 
 
