@@ -93,7 +93,10 @@ class Page:
                 **values,
             )
         )
-        return HTMLResponse(html, status_code=status)
+        response = HTMLResponse(html, status_code=status)
+        if not self.may_compute and self.request.query_params.get("text"):
+            response.headers["Cache-Control"] = "no-store"  # the reader's own request for this address is answered in full
+        return response
 
     def label(self, source: Source, latent: int) -> str | None:
         """What people or programs call a feature."""

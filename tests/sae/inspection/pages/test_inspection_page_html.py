@@ -168,8 +168,9 @@ def test_without_a_model_pages_say_the_command_that_loads_it(tmp_path):
 
 
 def test_another_sites_link_does_not_make_the_model_work(client):
-    plain = client.get("/s/topk/text?text=some+words").text
-    foreign = client.get("/s/topk/text?text=some+words", headers={"sec-fetch-site": "cross-site"}).text
+    address = "/s/topk/text?text=some+words+of+their+own"
+    foreign = client.get(address, headers={"sec-fetch-site": "cross-site"}).text
+    plain = client.get(address).text
     assert "Features of the text" in Page(plain).text
     assert "Features of the text" not in Page(foreign).text
     assert "some words" in Page(foreign).text
