@@ -48,7 +48,7 @@ def random_codes(seed, *, n_rows=6, context=9, d_sae=8, k=4, n_vocabulary=6, sig
     rng = np.random.default_rng(seed)
     n = n_rows * context
     tokens = torch.from_numpy(rng.integers(0, n_vocabulary, (n_rows, context)).astype(np.int32))
-    documents = torch.from_numpy((rng.random(n) < 0.2).cumsum().reshape(n_rows, context).astype(np.int32) * 2 + 3)
+    documents = torch.from_numpy((rng.random(n) < 0.2).cumsum().reshape(n_rows, context).astype(np.int32) + 3)
     used = torch.from_numpy(rng.random(n) >= masked)
     m = int(used.sum())
     if pursuit:
