@@ -48,6 +48,8 @@ from sae.inspection.records import FeatureRecord
 FORMAT = "neuronpedia"
 NO_MAP = "The umap columns are left to the importer: the map of an index is not a UMAP unless it was made as one."
 
+NO_SIZES = "Layers and neurons of the model are 0: an index does not know them."
+
 
 @dataclass(frozen=True, kw_only=True)
 class Creator:
@@ -123,7 +125,7 @@ def write_neuronpedia(
             if rows:
                 with _gzipped(export.file(f"{root}/explanations/batch-{number}.jsonl.gz")) as file:
                     file.writelines(json_line(row) + "\n" for row in rows)
-        export.notes += [HALF_OPEN, *signed_note(index), DROPPED, NO_LOGIT_HISTOGRAM, NO_NEURONS, NO_MAP]
+        export.notes += [HALF_OPEN, *signed_note(index), DROPPED, NO_LOGIT_HISTOGRAM, NO_NEURONS, NO_MAP, NO_SIZES]
     return Path(folder)
 
 
@@ -144,6 +146,7 @@ def _head_rows(job: _Job) -> dict[str, dict[str, Any]]:
     notes = peer_text("; ".join([*job.texts.lines(), f"dictionary {source.dictionary_digest}", f"store {source.store_digest}"]))
     model = {"id": ids.model_id, "instruct": ids.model_id.endswith(("-it", "-instruct")), "displayNameShort": ids.model_id}
     model |= {"displayName": peer_text(job.texts.model or ids.model_id), "defaultSourceSetName": ids.source_set, "inferenceEnabled": False}
+    model |= {"layers": 0, "neuronsPerLayer": 0, "owner": ""}
     names = {"creatorName": peer_text(creator.name)}
     sourceset = {"modelId": ids.model_id, "name": ids.source_set, "hasDashboards": True, "description": title, "type": "", "urls": urls}
     own_source = {"id": ids.source, "modelId": ids.model_id, "setName": ids.source_set, "hasDashboards": True, "inferenceEnabled": False}
