@@ -110,21 +110,22 @@ class Notes:
     @staticmethod
     def open(path: str | Path) -> "Notes":
         """The file at `path`, made when it is not there. Raises FormatError when it is something else."""
-        path = Path(path)
+        path, connection = Path(path), None
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             connection = sqlite3.connect(path, check_same_thread=False, timeout=10)
-            connection.execute("pragma foreign_keys = on")
             version = connection.execute("pragma user_version").fetchone()[0]
             if version == 0 and not connection.execute("select 1 from sqlite_master").fetchone():
                 connection.executescript(f"begin; {TABLES} pragma user_version = {VERSION}; commit;")
                 version = VERSION
+            if version != VERSION:
+                raise FormatError(f"it is no file of notes of version {VERSION} (found version {version})")
+            connection.execute("pragma foreign_keys = on")
             connection.execute("pragma journal_mode = wal")
-        except (sqlite3.Error, OSError) as error:
+        except (sqlite3.Error, OSError, FormatError) as error:
+            if connection is not None:
+                connection.close()
             raise FormatError(f"{path} cannot be used as a file of notes: {error}") from error
-        if version != VERSION:
-            connection.close()
-            raise FormatError(f"{path} is no file of notes of version {VERSION} (found version {version})")
         return Notes(path, connection)
 
     def close(self) -> None:
