@@ -24,7 +24,8 @@ from sae.inspection.server.security import protection
 logger = logging.getLogger(__name__)
 PAGE = jinja2.Environment(autoescape=True).from_string(
     "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
-    "<title>{{ status }} {{ title }}</title><link rel=stylesheet href=/assets/viewer.css>"
+    "<title>{{ status }} {{ title }}</title><link rel=icon href='data:,'>"
+    "<link rel=stylesheet href=/assets/report.css><link rel=stylesheet href=/assets/viewer.css>"
     "<main class=problem><h1>{{ title }}</h1><p>{{ detail }}</p><p><a href=/>All sources</a></p></main></html>"
 )
 TITLES = {400: "The request is malformed", 404: "Not found", 405: "Method not allowed", 422: Refused.title, 500: "The server failed"}

@@ -21,6 +21,8 @@ LISTED = 100
 """Results on one page."""
 SHOWN_ROWS = 400
 """Rows of a table; the rest is counted."""
+FIRST, LAST = ("quantity", "subject", "value", "null_mean", "null_sd", "p", "n_null"), ("note", "tries")
+"""Columns of a table of numbers that stand first, and last."""
 SCORES = ("auc", "balanced_accuracy", "average_precision", "mcc")
 
 
@@ -95,6 +97,7 @@ def _table(rows: Sequence[Any]) -> tuple[list[str], list[list[Any]]] | None:
         return None
     columns = [name for name in dict.fromkeys(key for row in records for key in row) if all(_plain(row.get(name)) for row in records)]
     columns = [name for name in columns if any(row.get(name) not in (None, "") for row in records)]
+    columns = sorted(columns, key=lambda name: FIRST.index(name) if name in FIRST else len(FIRST) + (name in LAST))
     return columns, [[row.get(name) for name in columns] for row in records]
 
 
@@ -149,5 +152,16 @@ def subject(path: Path, names: Mapping[str, str]) -> str:
         return "damaged"
     inputs, config = key.get("inputs", {}), key.get("config", {})
     told = [names[digest] for digest in inputs.values() if digest in names]
+    if path.parent.name == "probes.sweep":
+        told += _problems(path)
     told += [str(config[name]) for name in ("matrix", "site") if config.get(name)] + [", ".join(config.get("sites", ()))]
     return ", ".join(each for each in told if each)
+
+
+def _problems(path: Path) -> list[str]:
+    """The problems of a sweep, by name."""
+    try:
+        cells = read_json(path / "cells.json")
+    except FormatError:
+        return []
+    return list(dict.fromkeys(str(cell["problem"]) for cell in cells if _is_cell(cell))) if isinstance(cells, list) else []
