@@ -98,8 +98,7 @@ def top(
         values = np.asarray(getattr(statistics, by))
         allowed = np.flatnonzero(passes)
         keys = values[allowed].astype(float)
-        missing = np.isnan(keys)
-        ids = allowed[np.lexsort((allowed, np.where(missing, 0.0, keys if ascending else -keys), missing))[:n]]
+        ids = allowed[np.lexsort((allowed, keys if ascending else -keys))[:n]]  # NaN comes last either way
     definition = _definition(by, ascending, alive, min_density, max_density)
     return FeatureTable(ids, values[ids].astype(float), by, int(passes.sum()), definition, index)
 

@@ -15,6 +15,7 @@ from sae.errors import ConfigError, FormatError
 from sae.inspection import FeatureIndex
 from sae.inspection.compare import compare
 from sae.inspection.encoded import EncodedText
+from sae.inspection.query import telling_order
 from sae.inspection.search import SearchTable
 from sae.inspection.text_features import rank
 from tests.sae.inspection import planted_store as ps
@@ -174,6 +175,16 @@ def test_telling_is_by_bits_among_those_that_fire_enough(tmp_path):
             expected.append(i)
     assert len(expected) >= 3
     assert index.top().ids.tolist() == expected
+
+
+def test_at_most_two_telling_features_share_their_leading_token(case):
+    index = case[0]
+    statistics = dataclasses.replace(index.statistics, leading_token=np.repeat([7, 8], 10))
+    order = telling_order(statistics, np.ones(20, bool), n=20)
+    bits = statistics.token_bits + statistics.next_bits
+    best = [sorted(half, key=lambda i: (-bits[i], i))[:2] for half in (range(10), range(10, 20))]
+    assert order == sorted(best[0] + best[1], key=lambda i: (-bits[i], i))
+    assert telling_order(statistics, np.ones(20, bool), n=20, ascending=True)[0] == int(np.argmin(bits))
 
 
 # --- search ------------------------------------------------------------------------------------------------------------------------------
