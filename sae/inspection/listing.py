@@ -83,6 +83,12 @@ def line(example: Example, scale: float, *, left: int = 36, right: int = 26) -> 
     return styled("td", "left", before), styled("td", "right", look.span(cut.peak, True) + look.spans(head(cut.right, right)))
 
 
+def strongest(r: FeatureRecord) -> tuple[Example, ...]:
+    """The passage with the value of largest magnitude, of either sign; none for a latent that never fires."""
+    first, second = (r.examples, r.negative_examples) if r.max >= -r.min else (r.negative_examples, r.examples)
+    return first[:1] or second[:1]
+
+
 def listing_html(
     index: ReadableIndex,
     ids: Sequence[int],
@@ -93,14 +99,14 @@ def listing_html(
     shown: int = N_SHOWN,
     spark: bool = True,
 ) -> str:
-    """The features as a table: id, the columns given, driving tokens, density, largest value, bits, distribution (with `spark`), strongest
+    """The features as a table: id, the columns given, driving tokens, density, value of largest magnitude, bits, distribution (with `spark`), strongest
     passage."""
     titles = [
         ("feature", "th-num"),
         *((column.title, "th-num" if column.style == "num" else "th") for column in columns),
         ("driven by", "th"),
         ("density", "th-num"),
-        ("max", "th-num"),
+        ("strongest", "th-num"),
         ("tells, bits", "th-num"),
         *[("values", "th")] * spark,
         ("", "th"),
@@ -114,14 +120,14 @@ def listing_html(
 
 def _row(r: FeatureRecord, columns: Sequence[Column], spark: bool) -> list[Markup]:
     given = [styled("td", column.style, column.cell(r.index)) for column in columns]
-    shown = r.examples[:1] or r.negative_examples[:1]
+    shown = strongest(r)
     ends = line(shown[0], r.peak) if shown else (styled("td", "left", ""), styled("td", "right", styled("span", "muted", "never fires")))
     return [
         styled("td", "id", f"#{r.index}"),
         *given,
         styled("td", "cell", tokens([d.token for d in r.driving_tokens[:3]])),
         styled("td", "num", percent(r.density)),
-        styled("td", "num", number(r.max if r.max > 0 else r.min)),
+        styled("td", "num", number(r.max if r.max >= -r.min else r.min)),
         styled("td", "num", bits(r.token_bits + r.next_bits)),
         *[styled("td", "cell", sparkline(r.histogram) if r.alive else "")] * spark,
         *ends,
@@ -129,12 +135,16 @@ def _row(r: FeatureRecord, columns: Sequence[Column], spark: bool) -> list[Marku
 
 
 def listing_text(index: ReadableIndex, ids: Sequence[int], *, title: str, notes: Mapping[int, str], shown: int = N_SHOWN) -> str:
-    """The features as lines of text: id, note, driving tokens, density, largest value."""
+    """The features as lines of text: id, note, density, value of largest magnitude, driving tokens."""
     lines = [title]
     for latent in ids[:shown]:
         r = index.record(latent)
         driving = " ".join(visible(d.token, spaces=True) for d in r.driving_tokens[:3])
-        about = f"density {percent(r.density)}, max {number(r.max)}; {driving}" if r.alive else "never fires"
+        about = (
+            f"density {percent(r.density)}, strongest {number(r.max if r.max >= -r.min else r.min)}; {driving}"
+            if r.alive
+            else "never fires"
+        )
         note = notes.get(latent, "")
         lines.append(f"  #{latent:<6} {note + '  ' if note else ''}{about}")
     if len(ids) > shown:

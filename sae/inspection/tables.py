@@ -46,12 +46,12 @@ class FeatureTable:
         return f"{len(self)} of {self.n_allowed} features by {self.by.replace('_', ' ')}"
 
     def _repr_html_(self) -> str:
-        # Density, max and telling have columns of their own already.
-        own = [] if self.by in ("density", "max", TELLING) else [Column(self.by.replace("_", " "), self._written)]
+        # Density and telling have columns of their own already.
+        own = [] if self.by in ("density", TELLING) else [Column(self.by.replace("_", " "), self._written)]
         return listing_html(self.index, self.ids.tolist(), title=self._title(), footer=self.definition, columns=own)
 
     def __repr__(self) -> str:
-        notes = {} if self.by in ("density", "max") else {latent: f"{self.by} {self._written(latent)}" for latent in self.ids.tolist()}
+        notes = {} if self.by == "density" else {latent: f"{self.by} {self._written(latent)}" for latent in self.ids.tolist()}
         return listing_text(self.index, self.ids.tolist(), title=self._title(), notes=notes)
 
 

@@ -17,7 +17,7 @@ from markupsafe import Markup
 from sae.errors import ConfigError, FormatError
 from sae.inspection.encoded import EncodedText, LiveEncoder
 from sae.inspection.format import level, number, visible
-from sae.inspection.listing import frame, line, styled, table, tokens
+from sae.inspection.listing import frame, line, strongest, styled, table, tokens
 from sae.inspection.passages import Look
 from sae.inspection.reading import ReadableIndex
 from sae.inspection.records import Example
@@ -105,7 +105,7 @@ class TextFeatures:
         rows = []
         for found in self.features:
             r = self.index.record(found.index)
-            shown = r.examples[:1] or r.negative_examples[:1]
+            shown = strongest(r)
             never = (styled("td", "left", ""), styled("td", "right", "never fires"))
             surprise = "–" if found.surprise is None else f"{found.surprise:.1f}"
             numbers = [number(found.value), *[str(found.step)] * pursuit, _share(found.of_max), surprise, number(found.n_active)]
