@@ -15,6 +15,7 @@ from sae.errors import ConfigError, FormatError
 from sae.inspection import FeatureIndex
 from sae.inspection.compare import compare
 from sae.inspection.encoded import EncodedText
+from sae.inspection.listing import strongest
 from sae.inspection.query import telling_order
 from sae.inspection.search import SearchTable
 from sae.inspection.text_features import rank
@@ -455,6 +456,13 @@ def test_hostile_texts_are_shown_and_never_obeyed(hostile, what):
     assert ps.HOSTILE not in page
     assert len(repr(result).splitlines()) >= 1
     assert "object at 0x" not in repr(result)
+
+
+def test_lists_show_the_passage_of_largest_magnitude(case):
+    for latent in range(20):
+        record = case[0].record(latent)
+        shown = strongest(record)
+        assert [abs(example.value) for example in shown] == [record.peak] * record.alive
 
 
 def test_what_is_shown_states_its_definition(hostile):
