@@ -65,9 +65,9 @@ def _kept(source: Source, query: TableQuery) -> Bool[np.ndarray, "d_sae"]:
     s = source.index.statistics
     keep = (s.density >= query.min_density) & (s.density <= query.max_density)
     if query.min_max_act is not None:
-        keep &= s.max >= query.min_max_act
+        keep &= column(source, "max") >= query.min_max_act
     if query.max_max_act is not None:
-        keep &= s.max <= query.max_max_act
+        keep &= column(source, "max") <= query.max_max_act
     if query.alive is not None:
         keep &= (s.n_active > 0) == query.alive
     return np.asarray(keep)

@@ -110,6 +110,7 @@ def test_the_table_is_filtered_by_numbers_tokens_and_labels(api, indexes):
     middle = float(np.median(s.max))
     assert ids(min_max_act=middle) == np.flatnonzero(s.max >= middle).tolist()
     assert ids(max_max_act=middle) == np.flatnonzero(s.max <= middle).tolist()
+    assert ids(max_max_act=1e300) == ids(min_max_act=-1e300) == list(range(20)) and ids(min_max_act=1e300) == []
     assert ids(token=" W1") == [i for i, t in enumerate(s.leading_token.tolist()) if t >= 0 and " w1" in texts[t]]
     api.post("/api/v1/sources/topk/features/7/explanations", json={"text": "Months of the Year"}).raise_for_status()
     assert ids(label="months") == [7] and ids(label="absent") == []
