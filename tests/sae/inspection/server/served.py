@@ -81,7 +81,7 @@ class FakeLive:
 @contextmanager
 def serving(context):
     """The base URL of a server in a thread."""
-    listening = socket.socket()
+    listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listening.bind(("127.0.0.1", 0))
     config = uvicorn.Config(create_app(context), http="h11", ws="none", log_config=None, access_log=False, server_header=False)
     server = uvicorn.Server(config)
