@@ -12,7 +12,7 @@ from sae.inspection.server.failures import NotFound, Refused
 from sae.inspection.server.pages.overview import page_numbers
 from sae.inspection.server.pages.parameters import INTEGER
 from sae.inspection.server.pages.shell import Page
-from sae.inspection.server.pages.strips import strip
+from sae.inspection.server.pages.strips import most_bits, strip, surprise, surprise_scale
 
 TOKENS = 600
 """Tokens on one page of a document."""
@@ -98,9 +98,8 @@ def _values(source: Source, view: Any, latents: list[int]) -> tuple[np.ndarray, 
         found[tokens[mine]] = values[mine]
         peak = max(abs(float(statistics.max[latents[0]])), abs(float(statistics.min[latents[0]])))
         return found, peak, f"value of #{latents[0]}, to {number(peak)}, its largest in the corpus"
-    peaks = np.maximum(np.abs(statistics.max), np.abs(statistics.min))
-    np.maximum.at(found, tokens, np.maximum(values, 0) / np.maximum(peaks[ids], 1e-30))
-    return found, 1.0, "strongest feature of each token, as a share of that feature’s largest value in the corpus"
+    np.maximum.at(found, tokens, surprise(source, ids, values))
+    return found, most_bits(source), surprise_scale(source)
 
 
 def _row(page: Page, source: Source, labels: dict[int, str], latent: int, value: float, n: int, step: int | None) -> dict[str, Any]:
@@ -127,7 +126,7 @@ def _at_token(page: Page, source: Source, view: Any, chosen: int) -> list[dict[s
 
 
 def _strongest(page: Page, source: Source, view: Any, first: int, stop: int) -> list[dict[str, Any]]:
-    """The features of the tokens shown, by the largest share of their own maximum times the square root of how often they fire there."""
+    """The features of the tokens shown, the most surprising first."""
     part = slice(int(view.start[first]), int(view.start[stop]))
     ids, values = np.asarray(view.latents[part]), np.asarray(view.values[part], np.float64)
     found, inverse, counts = np.unique(ids, return_inverse=True, return_counts=True)
@@ -135,9 +134,6 @@ def _strongest(page: Page, source: Source, view: Any, first: int, stop: int) -> 
         return []
     most = np.zeros(len(found))
     np.maximum.at(most, inverse, np.abs(values))
-    statistics = source.index.statistics
-    peaks = np.maximum(np.abs(statistics.max), np.abs(statistics.min))[found]
-    rarity = -np.log2(np.maximum(statistics.density[found], 1e-9))
-    order = np.argsort(-(most / np.maximum(peaks, 1e-30)) * rarity, kind="stable")[:SHOWN]
+    order = np.argsort(-surprise(source, found, most), kind="stable")[:SHOWN]
     labels = page.labels(source)
     return [_row(page, source, labels, int(found[i]), float(most[i]), int(counts[i]), None) for i in order.tolist()]

@@ -1,14 +1,43 @@
 """A text as a strip of tokens, each on the colour scale, each a link where the page has more to say about it."""
 
+import math
 from collections.abc import Callable, Sequence
 from html import escape
 
+import numpy as np
+from jaxtyping import Float, Int
 from markupsafe import Markup
 
 from sae.inspection.format import level, number, visible
 from sae.inspection.passages import Look
+from sae.inspection.server.context import Source
 
 LOOK = Look("page")
+
+
+def rarity(source: Source) -> Float[np.ndarray, "d_sae"]:
+    """Bits that a firing of each latent is worth: -log2 of its density, at most those of a single firing in the corpus."""
+    return -np.log2(np.maximum(source.index.statistics.density, 1.0 / max(source.index.n_tokens, 1)))
+
+
+def most_bits(source: Source) -> float:
+    """End of the scale of surprise: a feature at its largest value that fires once in the corpus."""
+    return max(math.log2(max(source.index.n_tokens, 1)), 1.0)
+
+
+def surprise_scale(source: Source) -> str:
+    """What colours a token when no feature is chosen: the strongest of many features is strong at nearly every token, a rare one seldom is."""
+    return (
+        f"the most surprising feature: share of its largest value times -log₂ of its density, 0 to {number(most_bits(source))} bits "
+        "(once in the corpus)"
+    )
+
+
+def surprise(source: Source, latents: Int[np.ndarray, "n"], values: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
+    """|value| / largest magnitude in the corpus, at most 1, times `rarity`: bits."""
+    statistics = source.index.statistics
+    peaks = np.maximum(np.abs(statistics.max), np.abs(statistics.min))[latents]
+    return np.minimum(np.abs(values) / np.maximum(peaks, 1e-30), 1.0) * rarity(source)[latents]
 
 
 def strip(

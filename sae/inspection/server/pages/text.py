@@ -1,17 +1,17 @@
 """The text page: what fires in a typed text, token by token, and which features tell two texts apart."""
 
-import math
 from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from fastapi.responses import Response
 
 from sae.inspection.format import number
 from sae.inspection.server.context import MODEL_COMMAND, Source
 from sae.inspection.server.pages.feature import LONGEST_TEXT
 from sae.inspection.server.pages.shell import Page
-from sae.inspection.server.pages.strips import strip
+from sae.inspection.server.pages.strips import most_bits, rarity, strip, surprise, surprise_scale
 
 SHOWN = 60
 SORTS = ("strength", "value", "surprise", "tokens", "index")
@@ -72,9 +72,8 @@ def _shown(page: Page, source: Source, encoded: Any, at: int, chosen: list[int],
         scale = max([peaks.get(chosen[0], 0.0), *map(abs, values)])
         means = f"value of #{chosen[0]}, on its own scale to {number(scale)}"
     else:
-        values = [max((v / peaks[i] for i, v in zip(ids, vals, strict=True) if peaks[i]), default=0.0) for ids, vals in pairs(encoded)]
-        values = [min(max(v, 0.0), 1.0) for v in values]
-        scale, means = 1.0, "strongest feature of each token, as a share of that feature’s largest value in the corpus"
+        values = [float(surprise(source, np.array(ids, np.int64), np.array(vals)).max(initial=0.0)) for ids, vals in pairs(encoded)]
+        scale, means = most_bits(source), surprise_scale(source)
     kept = {"text": encoded.text, "order": None if order == "strength" else order}
     tokens = strip(
         encoded.tokens,
@@ -132,16 +131,12 @@ def ranked(
                 texts[token] if token >= 0 else "", labels.get(latent), row, steps[latent] + 1 if latent in steps else None,
             )
         )  # fmt: skip
+    bits = rarity(source)
     keys = {
         "strength": lambda a: (-abs(a.strength), a.index),
         "value": lambda a: (-abs(a.value), a.index),
-        "surprise": lambda a: (-abs(a.strength) * _rarity(a.density, source), a.index),
+        "surprise": lambda a: (-min(abs(a.strength), 1.0) * bits[a.index], a.index),
         "tokens": lambda a: (-a.n, -abs(a.strength), a.index),
         "index": lambda a: (a.index,),
     }
     return sorted(found, key=keys[order])[:SHOWN]
-
-
-def _rarity(density: float, source: Source) -> float:
-    """Bits that its firing is worth: -log2 of the density, at most those of a single firing in the corpus."""
-    return -math.log2(max(density, 1.0 / max(source.index.n_tokens, 1)))

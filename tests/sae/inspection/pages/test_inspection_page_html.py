@@ -1,5 +1,6 @@
 """The pages as HTML: complete without script, escaped, with nothing that a strict policy forbids, every state in the address."""
 
+import math
 import re
 from html.parser import HTMLParser
 from urllib.parse import parse_qs, urlsplit
@@ -302,3 +303,22 @@ def test_a_record_with_few_passages_is_the_whole_record_cut(context):
             n = source.index.reader.n_passages(latent)
             assert (n["top"], n["bottom"], n["random"]) == (len(whole.examples), len(whole.negative_examples), len(whole.random_examples))
             assert n["intervals"] == sum(len(interval.examples) for interval in whole.intervals)
+
+
+def test_a_document_is_coloured_by_the_rarest_strong_feature_of_each_token(client, context):
+    source = next(iter(context.registry))
+    index = source.index
+    document = next(int(i) for i in index.document_ids if len(index.document(int(i)).latents) > 20)
+    view, statistics = index.document(document), index.statistics
+    expected = []
+    for i in range(len(view.start) - 1):
+        here = slice(int(view.start[i]), int(view.start[i + 1]))
+        bits = [
+            min(abs(v) / max(abs(statistics.max[j]), abs(statistics.min[j])), 1) * -math.log2(statistics.density[j])
+            for j, v in zip(view.latents[here].tolist(), view.values[here].tolist(), strict=True)
+        ]
+        expected += [max(bits)] if bits and max(bits) > 0 else []
+    html = client.get(f"/s/{source.name}/doc/{document}").text
+    found = [float(value) for tag, name, value in Page(html).attributes if tag == "bdi" and name == "data-v"]
+    assert found[: len(expected)] == pytest.approx(expected, rel=1e-3)
+    assert f"{math.log2(index.n_tokens):.3g}"[:3] in Page(html).text
