@@ -165,7 +165,9 @@ def test_the_script_sends_what_is_typed_and_shows_what_comes_back():
         assert page.evaluate("saved") == ["second", "third"]
         page.evaluate("pass()")
         assert page.evaluate("saved") == ["second", "third"]
-        page.evaluate("stop()")
+        page.fill("textarea", "too late")
+        page.evaluate("stop(); pass()")
+        assert page.evaluate("saved") == ["second", "third"]
         assert page.evaluate("listening()") == 0
         browser.close()
     assert errors == []
