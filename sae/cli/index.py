@@ -26,8 +26,10 @@ from sae.dictionaries.checkpoint import load_dictionary
 from sae.errors import ConfigError, SaeError
 from sae.fingerprint import from_json
 from sae.inspection.build import IndexProgress, build_index
+from sae.inspection.encoded import record_framing, recorded_framing
 from sae.inspection.exports.provenance import Provenance, provenance_of, record_provenance
 from sae.inspection.index import FeatureIndex
+from sae.inspection.live import framing_of
 from sae.inspection.settings import IndexConfig
 from sae.models.language_model import LanguageModel
 
@@ -76,7 +78,7 @@ def index(
     with stoppable("the same command goes on"):
         steps = build_index(opened, chosen, loaded.to(where), out, batch_tokens=batch_tokens, config=config, name=called, model=lm)
         follow_stages(_told(steps), lambda stage: UNITS.get(stage, ""))
-    _record(opened, out)
+    _record(opened, chosen, out)
     _print_result(out)
 
 
@@ -135,8 +137,11 @@ def _model(source: str | None, store: ActivationStore, device: Any) -> LanguageM
         raise ConfigError(f"--model must name the store's language model, {DEFAULT} or {NONE}: {error}") from error
 
 
-def _record(store: ActivationStore, out: Path) -> None:
-    """Keep beside the index whose texts it quotes; exports repeat it."""
+def _record(store: ActivationStore, site: str, out: Path) -> None:
+    """Keep beside the index whose texts it quotes, which exports repeat, and how they were framed, which serving texts repeats."""
+    framing = framing_of(store, site)
+    if recorded_framing(out) != framing:
+        record_framing(out, framing)
     manifest = store.manifest
     known = Provenance(
         model=manifest.model.name if manifest.model else "",

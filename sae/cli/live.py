@@ -8,6 +8,7 @@ from sae.cli.machine import compute_device, load_model
 from sae.dictionaries.base import Dictionary
 from sae.dictionaries.checkpoint import load_dictionary
 from sae.errors import ConfigError
+from sae.inspection.encoded import recorded_framing
 from sae.inspection.index import FeatureIndex
 from sae.inspection.live import Live, framing_of
 
@@ -15,8 +16,9 @@ from sae.inspection.live import Live, framing_of
 def load_live(indexes: Mapping[str, FeatureIndex], model: str, dictionaries: Sequence[Path], stores: Sequence[Path]) -> dict[str, Live]:
     """What encodes texts for each index whose dictionary is among the folders, by the index's name.
 
-    With the index's store, texts are framed, masked and rounded as the store's are; without it, as in a store made by default. Raises
-    ConfigError for a folder that belongs to no index, and for an index that was made with another language model.
+    Texts are framed, masked and rounded as those of the index's store: the one that is given, or what `sae index` recorded of it; as in a
+    store made by default where neither is there. Raises ConfigError for a folder that belongs to no index, and for an index that was made
+    with another language model.
     """
     if not dictionaries:
         raise ConfigError("--dictionary must name the dictionary of an index to encode texts with")
@@ -39,7 +41,7 @@ def load_live(indexes: Mapping[str, FeatureIndex], model: str, dictionaries: Seq
             continue
         if made_with and made_with != language_model.digest:
             raise ConfigError(f"--model {model} is not the language model that {index.folder} was made with: its weights are others")
-        framing = None if store is None else framing_of(store, about.site)
+        framing = recorded_framing(index.folder) if store is None else framing_of(store, about.site)
         found[name] = Live(language_model, dictionary.to(device), about.site, framing=framing)
     return found
 

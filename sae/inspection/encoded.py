@@ -7,12 +7,15 @@ A text is encoded as a document that begins a row of its own: what the tokens of
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
 
-from sae.errors import ConfigError
+from sae.errors import ConfigError, FormatError
+from sae.fingerprint import from_json, to_json
+from sae.storage import read_json, write_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +41,26 @@ class Framing:
     def opening(self) -> tuple[int, ...]:
         """The token ids before the text."""
         return tuple(i for i in (self.bos_id, self.separator_id) if i is not None)
+
+
+FRAMING = "framing.json"
+"""Beside an index: how its store framed texts, so that serving it needs no store."""
+
+
+def recorded_framing(folder: str | Path) -> Framing | None:
+    """The framing beside the index in `folder`; None where none is recorded. Raises FormatError for a damaged record."""
+    file = Path(folder) / FRAMING
+    if not file.is_file():
+        return None
+    try:
+        return from_json(Framing, read_json(file))
+    except ConfigError as error:
+        raise FormatError(f"{file} is damaged: {error}") from error
+
+
+def record_framing(folder: str | Path, framing: Framing) -> None:
+    """Write `framing.json` into the folder of an index, over an older one."""
+    write_json(Path(folder) / FRAMING, to_json(framing))
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,10 @@ from sae.dictionaries.autoencoder import Autoencoder, AutoencoderConfig
 from sae.dictionaries.checkpoint import save_dictionary
 from sae.dictionaries.pursuit import MatchingPursuit, PursuitConfig
 from sae.errors import ConfigError, FormatError
+from sae.inspection.encoded import recorded_framing
 from sae.inspection.exports import provenance_of
 from sae.inspection.index import FeatureIndex
+from sae.inspection.live import framing_of
 from sae.models.language_model import LanguageModel
 from tests.sae.inspection.exports.exported import FORMAT_NAMES, content, small_index
 
@@ -90,6 +92,7 @@ def test_an_index_is_built_with_texts_effects_settings_and_provenance(index, sto
     assert (found.licence, found.revision) == ("CC0", store.manifest.corpus.digest)
     assert found.dataset == store.manifest.corpus.name
     assert found.model == store.manifest.model.name
+    assert recorded_framing(index.folder) == framing_of(store, SITE)
 
 
 def test_the_same_command_finds_it_and_says_what_it_holds_and_how_to_look(index, store, dictionaries, model):

@@ -1,5 +1,7 @@
 """A server with a language model: it is found for each index by the digest of its dictionary, and what it encodes is what the index holds."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -10,8 +12,9 @@ from sae.activations.store import ActivationStore
 from sae.cli import live as loading
 from sae.cli.serve import live_sources, open_indexes
 from sae.dictionaries.checkpoint import save_dictionary
-from sae.errors import ConfigError
+from sae.errors import ConfigError, FormatError
 from sae.inspection import IndexConfig, build_index
+from sae.inspection.encoded import FRAMING, Framing, record_framing
 from sae.inspection.server.context import Registry, ServerContext
 from tests.sae.inspection.planted_store import random_autoencoder, random_pursuit
 from tests.sae.inspection.server.served import client
@@ -91,3 +94,20 @@ def test_indexes_without_their_dictionary_are_served_without_encoding(made, load
     folder, _ = made
     indexes, _ = open_indexes([f"topk={folder}/topk-index", f"mp={folder}/mp-index"])
     assert set(live_sources(indexes, "default", [folder / "mp"], [])) == {"mp"}
+
+
+def test_without_the_store_texts_are_framed_as_was_recorded_beside_the_index(made, loaded, tmp_path):
+    folder, texts = made
+    shutil.copytree(folder / "topk-index", tmp_path / "index")
+    asked = {}
+    for framing in (None, Framing(separator_id=3, largest_norm=1e-3, dtype="bfloat16")):
+        if framing is not None:
+            record_framing(tmp_path / "index", framing)
+        indexes, _ = open_indexes([f"topk={tmp_path}/index"])
+        source = live_sources(indexes, "default", [folder / "topk"], [])["topk"]
+        asked[framing is None] = source.live.encode(texts[:1], masked=True)[0]
+    assert asked[False].token_ids[0] == 3 != asked[True].token_ids[0]
+    assert all(asked[False].is_special) and not all(asked[True].is_special)  # everything is longer than the recorded norm
+    (tmp_path / "index" / FRAMING).write_text('{"dtype": "int3"}')
+    with pytest.raises(FormatError, match=FRAMING):
+        live_sources(indexes, "default", [folder / "topk"], [])
