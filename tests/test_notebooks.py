@@ -27,8 +27,16 @@ def test_the_committed_notebook_is_its_source_executed(source):
     assert "/root/" not in outputs
 
 
+ALSO_A_SCRIPT = ("00_quickstart",)
+"""What `test_quickstart.py` runs anyway."""
+
+
 @pytest.mark.real_model
-@pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "source",
+    [pytest.param(path, marks=pytest.mark.slow) if path.stem in ALSO_A_SCRIPT else path for path in SOURCES],
+    ids=[path.stem for path in SOURCES],
+)
 def test_the_notebook_runs_at_the_fast_size(source, monkeypatch):
     monkeypatch.setenv("SAE_FAST", "1")
     notebook = jupytext.read(source)
