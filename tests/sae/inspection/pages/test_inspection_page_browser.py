@@ -3,7 +3,7 @@
 import shutil
 import threading
 import time
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
@@ -301,8 +301,11 @@ def test_a_document_shows_what_fires_at_a_token(visit, tmp_path):
     assert page.locator(".strip .chosen").count() == 1
     assert "#8" in page.locator("aside tbody").inner_text()
     ready(page)
-    page.locator(".strip a:not(.chosen)").first.click()
-    until(page, "document.querySelector('.strip a').classList.contains('chosen')")
+    other = page.locator(".strip a:not(.chosen)").first
+    at = parse_qs(urlsplit(other.get_attribute("href")).query)["at"][0]
+    other.click()
+    until(page, f"location.search.includes('at={at}&') && document.querySelectorAll('.strip a.chosen').length === 1")
+    assert f"at={at}&" not in page.locator(".strip a.chosen").get_attribute("href")  # once more, and no token is chosen
     shoot(page, tmp_path, "document")
 
 
