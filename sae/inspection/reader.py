@@ -147,8 +147,10 @@ class RecordReader:
     def labels(self) -> Mapping[str, Mapping[str, str | int]]:
         """Labels by document id, as text."""
         labels = read_json(self.folder / "documents.json")
-        if not isinstance(labels, dict):
-            raise FormatError(f"{self.folder / 'documents.json'} must be an object; the index is damaged, build it again")
+        kept = list(labels.values()) if isinstance(labels, dict) else [None]
+        if not all(isinstance(own, dict) and all(isinstance(value, (str, int)) for value in own.values()) for own in kept):
+            what = "an object of each document's labels, texts or whole numbers"
+            raise FormatError(f"{self.folder / 'documents.json'} must be {what}; the index is damaged, build it again")
         return labels
 
     @property

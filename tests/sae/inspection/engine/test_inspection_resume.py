@@ -240,8 +240,6 @@ def test_json_that_is_hostile_is_refused(sound, tmp_path, name, text):
         manifest = json.loads((folder / "manifest.json").read_text())
         manifest["files"][name] = (folder / name).stat().st_size
         (folder / "manifest.json").write_text(json.dumps(manifest))
-    if (name, text) == ("documents.json", '{"format_version": 2}'):
-        return  # labels of a document that there is not: nothing to refuse
     refused(folder, name)
 
 
@@ -264,6 +262,13 @@ def test_vocabulary_and_labels_of_the_wrong_kind_are_refused(sound, tmp_path):
     assert "list of texts" in refused(folder, "vocabulary.json")
     (folder / "vocabulary.json").write_text('["a"]'.ljust(size))
     assert "must have 12 texts, got 1" in refused(folder, "vocabulary.json")
+    shutil.copy(sound / "vocabulary.json", folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    for text in ('{"3": 2}', '{"3": {"year": 1.5}}', '{"3": {"year": [1]}}', "[]"):
+        (folder / "documents.json").write_text(text)
+        manifest["files"]["documents.json"] = len(text)
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+        assert "labels" in refused(folder, "documents.json")
 
 
 def test_values_of_the_store_are_not_needed_to_read(sound):
