@@ -12,7 +12,7 @@ from sae.inspection.server.failures import NotFound, Refused
 from sae.inspection.server.pages.overview import page_numbers
 from sae.inspection.server.pages.parameters import INTEGER
 from sae.inspection.server.pages.shell import Page
-from sae.inspection.server.pages.strips import most_bits, strip, surprise, surprise_scale
+from sae.inspection.server.pages.strips import most_bits, salience, salience_scale, strip
 
 TOKENS = 600
 """Tokens on one page of a document."""
@@ -98,8 +98,8 @@ def _values(source: Source, view: Any, latents: list[int]) -> tuple[np.ndarray, 
         found[tokens[mine]] = values[mine]
         peak = max(abs(float(statistics.max[latents[0]])), abs(float(statistics.min[latents[0]])))
         return found, peak, f"value of #{latents[0]}, to {number(peak)}, its largest in the corpus"
-    np.maximum.at(found, tokens, surprise(source, ids, values))
-    return found, most_bits(source), surprise_scale(source)
+    np.maximum.at(found, tokens, salience(source, ids, values))
+    return found, most_bits(source), salience_scale(source)
 
 
 def _row(page: Page, source: Source, labels: dict[int, str], latent: int, value: float, n: int, step: int | None) -> dict[str, Any]:
@@ -126,7 +126,7 @@ def _at_token(page: Page, source: Source, view: Any, chosen: int) -> list[dict[s
 
 
 def _strongest(page: Page, source: Source, view: Any, first: int, stop: int) -> list[dict[str, Any]]:
-    """The features of the tokens shown, the most surprising first."""
+    """The features of the tokens shown, the most salient first."""
     part = slice(int(view.start[first]), int(view.start[stop]))
     ids, values = np.asarray(view.latents[part]), np.asarray(view.values[part], np.float64)
     found, inverse, counts = np.unique(ids, return_inverse=True, return_counts=True)
@@ -134,6 +134,6 @@ def _strongest(page: Page, source: Source, view: Any, first: int, stop: int) -> 
         return []
     most = np.zeros(len(found))
     np.maximum.at(most, inverse, np.abs(values))
-    order = np.argsort(-surprise(source, found, most), kind="stable")[:SHOWN]
+    order = np.argsort(-salience(source, found, most), kind="stable")[:SHOWN]
     labels = page.labels(source)
     return [_row(page, source, labels, int(found[i]), float(most[i]), int(counts[i]), None) for i in order.tolist()]

@@ -21,19 +21,19 @@ def rarity(source: Source) -> Float[np.ndarray, "d_sae"]:
 
 
 def most_bits(source: Source) -> float:
-    """End of the scale of surprise: a feature at its largest value that fires once in the corpus."""
+    """End of the scale of salience: a feature at its largest value that fires once in the corpus."""
     return max(math.log2(max(source.index.n_tokens, 1)), 1.0)
 
 
-def surprise_scale(source: Source) -> str:
+def salience_scale(source: Source) -> str:
     """What colours a token when no feature is chosen: the strongest of many features is strong at nearly every token, a rare one seldom is."""
     return (
-        f"the most surprising feature: share of its largest value times -log₂ of its density, 0 to {number(most_bits(source))} bits "
+        f"the most salient feature: share of its largest value times -log₂ of its density, 0 to {number(most_bits(source))} bits "
         "(once in the corpus)"
     )
 
 
-def surprise(source: Source, latents: Int[np.ndarray, "n"], values: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
+def salience(source: Source, latents: Int[np.ndarray, "n"], values: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
     """|value| / largest magnitude in the corpus, at most 1, times `rarity`: bits."""
     statistics = source.index.statistics
     peaks = np.maximum(np.abs(statistics.max), np.abs(statistics.min))[latents]

@@ -11,10 +11,10 @@ from sae.inspection.format import number
 from sae.inspection.server.context import MODEL_COMMAND, Source
 from sae.inspection.server.pages.feature import LONGEST_TEXT
 from sae.inspection.server.pages.shell import Page
-from sae.inspection.server.pages.strips import most_bits, rarity, strip, surprise, surprise_scale
+from sae.inspection.server.pages.strips import most_bits, rarity, salience, salience_scale, strip
 
 SHOWN = 60
-SORTS = ("strength", "value", "surprise", "tokens", "index")
+SORTS = ("strength", "value", "salience", "tokens", "index")
 """Orders of the features of a text: value over the feature's own largest, value, that weighted by rarity, tokens it fires on, number."""
 
 
@@ -72,8 +72,8 @@ def _shown(page: Page, source: Source, encoded: Any, at: int, chosen: list[int],
         scale = max([peaks.get(chosen[0], 0.0), *map(abs, values)])
         means = f"value of #{chosen[0]}, on its own scale to {number(scale)}"
     else:
-        values = [float(surprise(source, np.array(ids, np.int64), np.array(vals)).max(initial=0.0)) for ids, vals in pairs(encoded)]
-        scale, means = most_bits(source), surprise_scale(source)
+        values = [float(salience(source, np.array(ids, np.int64), np.array(vals)).max(initial=0.0)) for ids, vals in pairs(encoded)]
+        scale, means = most_bits(source), salience_scale(source)
     kept = {"text": encoded.text, "order": None if order == "strength" else order}
     tokens = strip(
         encoded.tokens,
@@ -135,7 +135,7 @@ def ranked(
     keys = {
         "strength": lambda a: (-abs(a.strength), a.index),
         "value": lambda a: (-abs(a.value), a.index),
-        "surprise": lambda a: (-min(abs(a.strength), 1.0) * bits[a.index], a.index),
+        "salience": lambda a: (-min(abs(a.strength), 1.0) * bits[a.index], a.index),
         "tokens": lambda a: (-a.n, -abs(a.strength), a.index),
         "index": lambda a: (a.index,),
     }
