@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from spoken_rows import rows, spoken
 from tiny import tiny_language_model
 
 from sae.errors import ConfigError
@@ -15,22 +16,6 @@ CONFIG = ActivationSparsityConfig(increase=0.01, tolerance=1e-3, batch_rows=3)
 @pytest.fixture(scope="module")
 def model():
     return tiny_language_model(seed=0)
-
-
-def rows(model, n, context, seed):
-    tokens = torch.randint(0, model.shape.d_vocab, (n, context), generator=torch.Generator().manual_seed(seed))
-    mask = torch.ones_like(tokens, dtype=torch.bool)
-    mask[:, 0] = False
-    mask[0, 4:6] = False
-    return tokens, mask
-
-
-def spoken(model, n, context, seed):
-    """Rows that the model itself says are likely, so that it has something to lose."""
-    tokens, mask = rows(model, n, context, seed)
-    for place in range(1, context):
-        tokens[:, place] = model.run(tokens[:, :place])[:, -1].argmax(-1)
-    return tokens, mask
 
 
 @pytest.fixture(scope="module")

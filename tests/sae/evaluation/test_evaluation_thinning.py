@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from spoken_rows import rows, spoken
 from tiny import tiny_hf_model, tiny_language_model, tiny_tokenizer
 
 from sae.errors import ConfigError
@@ -27,22 +28,6 @@ from sae.models.sites import Site
 @pytest.fixture(scope="module")
 def model():
     return tiny_language_model(seed=0)
-
-
-def rows(model, n, context, seed):
-    tokens = torch.randint(0, model.shape.d_vocab, (n, context), generator=torch.Generator().manual_seed(seed))
-    mask = torch.ones_like(tokens, dtype=torch.bool)
-    mask[:, 0] = False
-    mask[0, 4:6] = False
-    return tokens, mask
-
-
-def spoken(model, n, context, seed):
-    """Rows that the model itself says are likely, so that it has something to lose."""
-    tokens, mask = rows(model, n, context, seed)
-    for place in range(1, context):
-        tokens[:, place] = model.run(tokens[:, :place])[:, -1].argmax(-1)
-    return tokens, mask
 
 
 def planted(*layers):
