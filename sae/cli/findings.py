@@ -19,6 +19,7 @@ NEEDS = {
     "store": "a store",
     "sites": "a store of several sites",
     "model": "a model",
+    "truth": "planted features",
 }
 
 

@@ -33,6 +33,10 @@ COMMANDS = {
     "index": Lazy("sae.cli.index", "index_command", "Build the index of a dictionary over a store."),
     "serve": Lazy("sae.cli.serve", "serve_command", "Serve indexes: pages, and an API for programs."),
     "export": Lazy("sae.cli.export", "export_command", "Write features of an index as files for others."),
+    "convert": Lazy("sae.cli.convert", "convert_command", "Bring dictionaries in from other libraries, and out to them."),
+    "doctor": Lazy("sae.cli.doctor", "doctor_command", "Say what is wrong with a dictionary, in plain words."),
+    "evaluate": Lazy("sae.cli.evaluate", "evaluate_command", "Score a dictionary by all its metrics."),
+    "compare": Lazy("sae.cli.evaluate", "compare_command", "Score dictionaries side by side."),
     "geometry": Lazy("sae.cli.geometry", "geometry", "Measure the geometry of a dictionary, a store or a model."),
     "cache": Lazy("sae.cli.cache", "cache_app", "The results on disk."),
 }

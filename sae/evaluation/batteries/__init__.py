@@ -5,7 +5,7 @@ all of them together. `sae.geometry` is the mathematics; this is the part that r
 """
 
 from sae.evaluation.batteries.findings import RATE, Finding, Number, Quantity, judged, largest_rejected
-from sae.evaluation.batteries.inputs import CodeSample, Inputs
+from sae.evaluation.batteries.inputs import CodeSample, Inputs, Truth
 from sae.evaluation.batteries.measure import Battery, Measure, Outcome
 from sae.evaluation.batteries.registry import BATTERIES, MEASURES
 from sae.evaluation.batteries.run import Done, Group, Results, Task, gather, perform, plan, suited
@@ -26,6 +26,7 @@ __all__ = [
     "Quantity",
     "Results",
     "Task",
+    "Truth",
     "gather",
     "judged",
     "largest_rejected",

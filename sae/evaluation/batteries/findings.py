@@ -40,6 +40,8 @@ class Quantity:
     """Which side of the null counts as an effect."""
     null: str = ""
     """What the null is, in words; empty where there is none."""
+    formula: str = ""
+    """The definition, as it is printed beside the number; empty where `meaning` says it."""
 
 
 @dataclass(frozen=True)
@@ -64,9 +66,17 @@ class Number:
     """Sizes, intervals, and what else helps to read it."""
     tries: int = 1
     """How many the subject was chosen from; `p` is corrected for it, p = 1 - (1 - p_single)^tries."""
+    low: float | None = None
+    """Lower end of a 95 % interval of the value; None where there is none."""
+    high: float | None = None
+    """Upper end of the interval."""
 
     def __post_init__(self) -> None:
-        for name in ("value", "null_mean", "null_sd", "p"):
+        if (self.low is None) != (self.high is None) or (self.low is not None and self.value is None):
+            raise ConfigError(
+                f"low and high must come together and with a value, got {self.low} and {self.high} (Number {self.quantity!r})"
+            )
+        for name in ("value", "null_mean", "null_sd", "p", "low", "high"):
             value = getattr(self, name)
             if value is not None and not math.isfinite(value):
                 raise ConfigError(f"{name} must be finite or None, got {value} (Number {self.quantity!r})")
@@ -110,6 +120,12 @@ class Finding:
     """How many the subject was chosen from; `p` is corrected for it."""
     stands_out: StandsOut
     """After the correction for the number of findings."""
+    low: float | None = None
+    """Lower end of a 95 % interval of the value; None where there is none."""
+    high: float | None = None
+    """Upper end of the interval."""
+    formula: str = ""
+    """The definition of the value; empty where `meaning` says it."""
 
 
 def of_null(quantity: Quantity, found: NullStatistic, *, subject: str = "", note: str = "", tries: int = 1) -> Number:
@@ -151,6 +167,9 @@ def finding(quantity: Quantity, number: Number, *, measure: str) -> Finding:
         note=number.note,
         tries=number.tries,
         stands_out="no null" if number.p is None else "no",
+        low=number.low,
+        high=number.high,
+        formula=quantity.formula,
     )
 
 

@@ -18,12 +18,12 @@ from sae.activations.store import ActivationStore
 from sae.dictionaries.base import Dictionary
 from sae.dictionaries.codes import SparseCodes
 from sae.errors import CacheError, ConfigError
-from sae.fingerprint import digest
+from sae.fingerprint import digest, digest_tensors
 from sae.models.language_model import LanguageModel
 from sae.storage import Key, ResultCache, load_tensors, save_tensors
 
-Need = Literal["dictionary", "other", "store", "sites", "model"]
-"""`sites`: a store with two or more chosen sites."""
+Need = Literal["dictionary", "other", "store", "sites", "model", "truth"]
+"""`sites`: a store with two or more chosen sites; `truth`: planted features that the dictionary is held against."""
 ENCODED_ROWS = 2048
 
 
@@ -37,6 +37,23 @@ class CodeSample:
     """Number of each token in the store, ascending."""
     row_id: Int[Tensor, " n"]
     """Row of the store (a window of the text) that each token is from; rows are sampled whole, but for masked tokens."""
+
+
+@dataclass(frozen=True, eq=False)
+class Truth:
+    """Synthetic activations with the features that they were made of."""
+
+    features: Float[Tensor, "n_features d_in"]
+    """Directions of the features."""
+    codes: Float[Tensor, "n n_features"]
+    """How strongly each feature is in each row; 0 where it is absent."""
+    acts: Float[Tensor, "n d_in"]
+    """The activations."""
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all three, bit for bit."""
+        return digest_tensors({"features": self.features, "codes": self.codes, "acts": self.acts})
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +80,8 @@ class Inputs:
     """Texts for it."""
     names: Mapping[str, str] = field(default_factory=dict)
     """What to call the inputs, by field; for figures and tables."""
+    truth: Truth | None = None
+    """What was planted, for synthetic activations."""
 
     def __post_init__(self) -> None:
         for name, dictionary in (("dictionary", self.dictionary), ("other", self.other)):
@@ -84,6 +103,7 @@ class Inputs:
             "store": self.store is not None,
             "sites": self.store is not None and len(self.sites) > 1,
             "model": self.model is not None,
+            "truth": self.truth is not None,
         }
         return frozenset(name for name, is_there in present.items() if is_there)
 
@@ -103,6 +123,8 @@ class Inputs:
                 found[need] = self.chosen(need).digest
             elif need in ("store", "sites"):
                 found["store"] = self.stored.digest
+            elif need == "truth":
+                found["truth"] = self.planted.digest
             else:
                 found |= {"model": self.language_model.digest, "prompts": digest(list(self.prompts))}
         return found
@@ -124,6 +146,13 @@ class Inputs:
         if self.model is None:
             raise ConfigError("model must be given (Inputs)")
         return self.model
+
+    @property
+    def planted(self) -> Truth:
+        """What was planted. Raises ConfigError when there is nothing."""
+        if self.truth is None:
+            raise ConfigError("truth must be given (Inputs)")
+        return self.truth
 
     def atoms(self, which: Literal["dictionary", "other"] = "dictionary") -> Float[Tensor, "n_atoms d"]:
         """Rows of W_dec that are not zero, in float32."""

@@ -74,3 +74,5 @@ class Battery:
     """What it looks at, in a line."""
     measures: tuple[Measure, ...]
     """In the order of the page."""
+    family: str = "geometry"
+    """What the battery belongs to: `geometry` or `evaluation`; results are kept under it."""

@@ -49,7 +49,7 @@ class Task:
         needs = self.measure.needs
         sites = [self.site] if self.site else list(inputs.sites) if "sites" in needs else [inputs.site] if "store" in needs else []
         settings = {"settings": to_json(self.config), "seed": inputs.seed, "sites": sites}
-        return Key(f"geometry.{self.measure.name}", self.measure.version, settings, inputs.digests(needs))
+        return Key(f"{self.battery.family}.{self.measure.name}", self.measure.version, settings, inputs.digests(needs))
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,21 +115,29 @@ class Results:
         return tuple(found for group in self.groups for found in group.findings)
 
 
-def suited(inputs: Inputs) -> list[str]:
-    """The batteries that have a measure for what is there."""
-    return [name for name, battery in BATTERIES.items() if any(set(m.needs) <= inputs.there for m in battery.measures)]
+def suited(inputs: Inputs, known: Mapping[str, Battery] = BATTERIES) -> list[str]:
+    """The batteries among the `known` that have a measure for what is there."""
+    return [name for name, battery in known.items() if any(set(m.needs) <= inputs.there for m in battery.measures)]
 
 
-def plan(batteries: Iterable[str] | None, inputs: Inputs, *, quick: bool = False, configs: Mapping[str, Any] | None = None) -> list[Task]:
-    """The tasks of the named batteries (None: of all that suit) for which the inputs are there. `configs` are settings by measure.
+def plan(
+    batteries: Iterable[str] | None,
+    inputs: Inputs,
+    *,
+    quick: bool = False,
+    configs: Mapping[str, Any] | None = None,
+    known: Mapping[str, Battery] = BATTERIES,
+) -> list[Task]:
+    """The tasks of the named batteries (None: of all that suit) for which the inputs are there. `configs` are settings by measure, `known` the
+    batteries that there are.
 
     Raises ConfigError for a battery that is not known, and for one that nothing can be measured of, saying what it needs.
     """
     tasks = []
-    for name in suited(inputs) if batteries is None else list(batteries):
-        if name not in BATTERIES:
-            raise ConfigError(f"battery must be one of {', '.join(BATTERIES)}, got {name!r}")
-        battery = BATTERIES[name]
+    for name in suited(inputs, known) if batteries is None else list(batteries):
+        if name not in known:
+            raise ConfigError(f"battery must be one of {', '.join(known)}, got {name!r}")
+        battery = known[name]
         able = [m for m in battery.measures if set(m.needs) <= inputs.there]
         if not able:
             needs = sorted({" and ".join(m.needs) for m in battery.measures})
