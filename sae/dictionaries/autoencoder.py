@@ -1,6 +1,6 @@
 """Autoencoder: one linear map, a sparse activation, and a dictionary.
 
-    z = activation((x - b_dec) W_enc + b_enc)        x_hat = z W_dec + b_dec
+    z = activation((x - b_dec) W_enc + b_enc)        x_hat = z W_dec + b_dec        (x instead of x - b_dec where not apply_b_dec_to_input)
 
 With TopK this is the k-sparse autoencoder of Makhzani & Frey 2013 (1312.5663) in the form of Gao et al. 2024 (2406.04093) section 2.3.
 
@@ -23,7 +23,7 @@ from sae.dictionaries.activations import THRESHOLD_RATE, Activation, Active, Jum
 from sae.dictionaries.base import Dictionary, check_widths, random_atoms
 from sae.dictionaries.codes import SparseCodes
 from sae.dictionaries.explained import Ask, Explained, prefix_errors
-from sae.dictionaries.scaling import Scaling
+from sae.dictionaries.scaling import Normalisation, Scaling
 from sae.errors import ConfigError
 
 
@@ -41,6 +41,10 @@ class AutoencoderConfig:
     """Width of the activations that a transcoder explains; absent for an autoencoder, which explains its input."""
     skip: bool = False
     """Whether a transcoder has a linear path from input to output."""
+    apply_b_dec_to_input: bool = True
+    """Whether b_dec is subtracted from x before encoding; a transcoder never does."""
+    normalisation: Normalisation = "none"
+    """What is done to every row before the scaling, and undone after decoding."""
 
     def __post_init__(self) -> None:
         check_widths(self.d_in, self.d_sae, "Autoencoder")
@@ -119,8 +123,9 @@ class Autoencoder(Dictionary):
     def forward(self, acts: Float[Tensor, "n d_in"]) -> Float[Tensor, "n d_out"]:
         """decode(encode(acts)), and a transcoder's linear path where it has one."""
         x = self.scaled(acts)
-        x_hat = self.reconstruct(self.code(x))
-        return self.target_scaling.undo(x_hat + x @ self.W_skip if self.config.skip else x_hat)
+        codes = self.of_rows(self.code(x), acts)
+        x_hat = self.reconstruct(codes)
+        return self._given_back(self.target_scaling.undo(x_hat + x @ self.W_skip if self.config.skip else x_hat), codes)
 
     def explain(self, x: Float[Tensor, "n d_in"], ask: Ask) -> Explained:
         """What training needs to know about scaled activations; here BatchTopK couples the rows of x. Raises ConfigError where a transcoder
@@ -192,8 +197,9 @@ class Autoencoder(Dictionary):
     def fold(self) -> "Autoencoder":
         """The same function on activations with identity scaling. With input scale s and mean m (of the output t and p for a transcoder)
 
-        b_enc' = b_enc / s, b_dec' = b_dec / s + m, an activation's thresholds and magnitudes / s, weights unchanged; for a transcoder
-        codes are z / s, so W_enc' = W_enc, b_enc' = b_enc / s - m W_enc, and what decodes them (W_dec, W_skip) is multiplied by s / t.
+        b_enc' = b_enc / s, b_dec' = b_dec / s + m, an activation's thresholds and magnitudes / s, weights unchanged. Where b_dec is not subtracted
+        b_enc' = b_enc / s - m W_enc. For a transcoder codes are z / s, so W_enc' = W_enc, b_enc' = b_enc / s - m W_enc, and what decodes them
+        (W_dec, W_skip) is multiplied by s / t.
         """
         s, mean = self.scaling.scale, self.scaling.mean
         activation, own = self.config.activation.folded(self._weights(), s)
@@ -209,6 +215,8 @@ class Autoencoder(Dictionary):
                 state["b_dec"] = state["b_dec"] - mean @ state["W_skip"]
         else:
             state["b_dec"] = self.b_dec / s + mean
+            if not self.config.apply_b_dec_to_input:
+                state["b_enc"] = self.b_enc / s - mean @ self.W_enc
         folded.load_state_dict(state)
         return folded
 
@@ -219,7 +227,7 @@ class Autoencoder(Dictionary):
 
     @property
     def _shift(self) -> Tensor | None:
-        return None if self.is_transcoder else self.b_dec
+        return None if self.is_transcoder or not self.config.apply_b_dec_to_input else self.b_dec
 
     def _weights(self) -> dict[str, Tensor]:
         names = [*self.config.activation.parameters(self.d_sae), *self.config.activation.state()]

@@ -2,12 +2,15 @@
 
     x = (acts - mean) * scale        z = code(x)        x_hat = z W_dec + b_dec        acts_hat = x_hat / scale + mean
 
+with every row of acts normalised by itself first, and acts_hat the other way, where the configuration has a `normalisation`.
+
 Public methods take and return activations of the language model; the scaling is applied inside. Training works on x through `code` and
 `reconstruct`. Row i of `W_dec` is atom i, a unit vector.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
@@ -18,9 +21,14 @@ from sae.dictionaries import kernels
 from sae.dictionaries.codes import SparseCodes
 from sae.dictionaries.explained import Ask, Explained
 from sae.dictionaries.kernels.dispatch import gathered
-from sae.dictionaries.scaling import Scaling
+from sae.dictionaries.scaling import Normalisation, Scaling, normalised, row_statistics
 from sae.errors import ConfigError
 from sae.fingerprint import digest, digest_tensors, to_json
+
+LATER_FIELDS = (
+    ("apply_b_dec_to_input", True), ("normalisation", "none"), ("unit_norm", True), ("tolerance", 0.0), ("stop_on_repeat", False),
+)  # fmt: skip
+"""Fields that configurations got later, at the value that changes nothing: it is left out of digests, so that older files keep theirs."""
 
 
 @runtime_checkable
@@ -90,7 +98,8 @@ class Dictionary(nn.Module, ABC):
     @property
     def digest(self) -> str:
         """SHA-256 of what the dictionary computes: its class, configuration, scaling and every parameter, bit for bit."""
-        head = digest({"kind": type(self).__name__, "config": to_json(self.config), **self.scales})
+        config = {name: value for name, value in to_json(self.config).items() if (name, value) not in LATER_FIELDS}
+        head = digest({"kind": type(self).__name__, "config": config, **self.scales})
         return digest([head, digest_tensors(self.state_dict())])
 
     @abstractmethod
@@ -114,12 +123,14 @@ class Dictionary(nn.Module, ABC):
     def encode(self, acts: Float[Tensor, "n d_in"]) -> SparseCodes:
         """Codes of activations. Raises ConfigError for the wrong width or values that are not finite."""
         with gathered(self.W_dec):
-            return self.code(self.scaled(acts))
+            return self.of_rows(self.code(self.scaled(acts)), acts)
 
     def decode(self, codes: SparseCodes) -> Float[Tensor, "n d_out"]:
-        """Activations that the codes stand for. Raises ConfigError for codes over another number of latents."""
+        """Activations that the codes stand for. Raises ConfigError for codes over another number of latents, and for codes without the
+        statistics of their rows where rows are normalised.
+        """
         with gathered(self.W_dec):
-            return self.target_scaling.undo(self.reconstruct(codes))
+            return self._given_back(self.target_scaling.undo(self.reconstruct(codes)), codes)
 
     def forward(self, acts: Float[Tensor, "n d_in"]) -> Float[Tensor, "n d_out"]:
         """decode(encode(acts))."""
@@ -130,6 +141,15 @@ class Dictionary(nn.Module, ABC):
         if codes.d_sae != self.d_sae:
             raise ConfigError(f"codes must be over d_sae={self.d_sae} latents, got {codes.d_sae} ({type(self).__name__})")
         return kernels.weighted_rows(codes.values.to(self.W_dec.dtype), codes.indices, self.W_dec) + self.b_dec
+
+    @property
+    def normalisation(self) -> Normalisation:
+        """What is done to every row of activations by itself, before the scaling."""
+        return getattr(self.config, "normalisation", "none")
+
+    def of_rows(self, codes: SparseCodes, acts: Float[Tensor, "n d_in"]) -> SparseCodes:
+        """The codes with what the normalisation took from the rows of `acts` that they are of."""
+        return codes if self.normalisation == "none" else replace(codes, rows=row_statistics(acts.to(self.W_dec), self.normalisation))
 
     @property
     def k(self) -> float | None:
@@ -148,12 +168,23 @@ class Dictionary(nn.Module, ABC):
     def _checked(self, acts: Tensor, scaling: Scaling, width: int, name: str) -> Tensor:
         if acts.ndim != 2 or acts.shape[1] != width:
             raise ConfigError(f"acts must have shape [n, {name}={width}], got {list(acts.shape)} ({type(self).__name__})")
+        if name == "d_in":
+            acts = normalised(acts.to(self.scaling_mean), self.normalisation) if self.normalisation != "none" else acts
         x = scaling.apply(acts).to(self.W_dec.dtype)
         # A sum is finite only if every term is (an overflow of finite terms is settled by looking at each).
         if not bool(torch.isfinite(x.detach().sum())) and not bool(torch.isfinite(x.detach()).all()):
             n_bad = int((~torch.isfinite(x).all(1)).sum())
             raise ConfigError(f"acts must be finite, got NaN or Inf in {n_bad} of {len(acts)} rows ({type(self).__name__})")
         return x
+
+    def _given_back(self, acts: Tensor, codes: SparseCodes) -> Tensor:
+        if self.normalisation == "none":
+            return acts
+        if codes.rows is None:
+            raise ConfigError(
+                f"codes must carry the statistics of their rows (normalisation {self.normalisation!r}, {type(self).__name__})"
+            )
+        return codes.rows.undo(acts)
 
     def rate_factor(self, name: str) -> float:
         """How many times the learning rate the parameter `name` is trained with."""

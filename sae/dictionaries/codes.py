@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from sae.dictionaries.scaling import RowStatistics
 from sae.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ class SparseCodes:
     """Number of active slots of each row."""
     d_sae: int
     """Number of latents."""
+    rows: RowStatistics | None = None
+    """What the dictionary's normalisation took from every row, which decoding gives back; None where rows are not normalised."""
 
     @staticmethod
     def of_slots(indices: Int[Tensor, "n k_max"], values: Float[Tensor, "n k_max"], d_sae: int) -> "SparseCodes":
@@ -55,7 +58,11 @@ class SparseCodes:
             raise ConfigError(f"parts must share one d_sae, got {widths} (SparseCodes.concatenate)")
         padded = [part._padded(max(p.k_max for p in parts)) for part in parts]
         fields = [torch.cat([getattr(p, name) for p in padded]) for name in ("indices", "values", "counts")]
-        return SparseCodes(*fields, widths[0])
+        kept = [part.rows for part in parts if part.rows is not None]
+        if len(kept) not in (0, len(parts)):
+            raise ConfigError("parts must all have row statistics, or none of them (SparseCodes.concatenate)")
+        rows = RowStatistics(torch.cat([r.mean for r in kept]), torch.cat([r.scale for r in kept])) if kept else None
+        return SparseCodes(*fields, widths[0], rows)
 
     @property
     def k_max(self) -> int:
@@ -69,7 +76,8 @@ class SparseCodes:
         """The chosen rows: a slice, a boolean mask or a tensor of row numbers."""
         if not isinstance(rows, (slice, Tensor)):
             raise ConfigError(f"rows must be a slice or a tensor, got {rows!r} (SparseCodes)")
-        return SparseCodes(self.indices[rows], self.values[rows], self.counts[rows], self.d_sae)
+        kept = None if self.rows is None else RowStatistics(self.rows.mean[rows], self.rows.scale[rows])
+        return SparseCodes(self.indices[rows], self.values[rows], self.counts[rows], self.d_sae, kept)
 
     def active(self) -> Bool[Tensor, "n k_max"]:
         """Which slots are active."""
@@ -111,7 +119,7 @@ class SparseCodes:
         live = sorted_label < self.d_sae
         values = torch.zeros_like(self.values).scatter_add(1, target, self.values.gather(1, position) * live)
         indices = torch.zeros_like(self.indices).scatter_reduce(1, target, (sorted_label * live).to(self.indices.dtype), "amax")
-        return SparseCodes(indices, values, opens.sum(1), self.d_sae)
+        return SparseCodes(indices, values, opens.sum(1), self.d_sae, self.rows)
 
     def mean_l0(self) -> float:
         """Mean number of distinct active latents per row; nan for no rows."""
@@ -127,11 +135,12 @@ class SparseCodes:
 
     def to(self, device: torch.device | str) -> "SparseCodes":
         """The same codes on another device."""
-        return SparseCodes(self.indices.to(device), self.values.to(device), self.counts.to(device), self.d_sae)
+        rows = None if self.rows is None else RowStatistics(self.rows.mean.to(device), self.rows.scale.to(device))
+        return SparseCodes(self.indices.to(device), self.values.to(device), self.counts.to(device), self.d_sae, rows)
 
     def _padded(self, width: int) -> "SparseCodes":
         missing = width - self.k_max
         if not missing:
             return self
         pad = torch.nn.functional.pad
-        return SparseCodes(pad(self.indices, (0, missing)), pad(self.values, (0, missing)), self.counts, self.d_sae)
+        return SparseCodes(pad(self.indices, (0, missing)), pad(self.values, (0, missing)), self.counts, self.d_sae, self.rows)

@@ -11,8 +11,9 @@ Positive selection, the default, takes the largest d_j . r and stops when none i
 Only signed pursuit converges to the projection on the atoms' span: for D = I and x = -e_1 positive selection keeps the zero code for ever.
 """
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, final
 
 import torch
@@ -25,7 +26,8 @@ from sae.dictionaries.codes import SparseCodes
 from sae.dictionaries.explained import Ask, Explained
 from sae.dictionaries.kernels.dispatch import gathered
 from sae.dictionaries.kernels.memo import GramMemo
-from sae.dictionaries.scaling import Scaling
+from sae.dictionaries.scaling import Normalisation, Scaling
+from sae.dictionaries.stopping import pursue_until
 from sae.errors import ConfigError
 
 NORM_TOLERANCE = 1e-3
@@ -46,12 +48,29 @@ class PursuitConfig:
     """Whether an atom is chosen by its largest correlation or by its largest absolute correlation with the residual."""
     orthogonal: bool = False
     """Whether coefficients are refitted by least squares on the selected atoms (OMP); they may then be negative."""
+    unit_norm: bool = True
+    """Whether atoms are unit vectors. Without, coefficients are d_j . r all the same, undivided by |d_j|^2: some libraries train so."""
+    tolerance: float = 0.0
+    """A row ends after the step that leaves a residual of norm below this, in the space of x; 0 for never."""
+    stop_on_repeat: bool = False
+    """Whether a row ends after the first step that selects an atom again."""
+    normalisation: Normalisation = "none"
+    """What is done to every row before the scaling, and undone after decoding."""
 
     def __post_init__(self) -> None:
         check_widths(self.d_in, self.d_sae, "MatchingPursuit")
         if self.selection not in ("positive", "signed"):
             raise ConfigError(f"selection must be 'positive' or 'signed', got {self.selection!r} (MatchingPursuit)")
+        if not (math.isfinite(self.tolerance) and self.tolerance >= 0):
+            raise ConfigError(f"tolerance must be finite and at least 0, got {self.tolerance} (MatchingPursuit)")
+        if self.orthogonal and (self.ends_early or not self.unit_norm):
+            raise ConfigError("orthogonal pursuit must have unit atoms, no tolerance and no stop_on_repeat (MatchingPursuit)")
         check_n_steps(self.k, self)
+
+    @property
+    def ends_early(self) -> bool:
+        """Whether a rule besides k ends rows."""
+        return self.tolerance > 0 or self.stop_on_repeat
 
 
 def check_n_steps(k: int, config: PursuitConfig) -> None:
@@ -99,6 +118,11 @@ class MatchingPursuit(Dictionary):
         """Codes of activations, every atom once per row in order of first selection; `k` and `tol` as in `pursue`."""
         return self.pursue(acts, k, tol).codes
 
+    @property
+    def unit_atoms(self) -> bool:  # type: ignore[override]
+        """Whether training keeps atoms on the unit sphere."""
+        return self.config.unit_norm
+
     def pursue(self, acts: Float[Tensor, "n d_in"], k: int | None = None, tol: float | None = None) -> Pursuit:
         """The pursuit of activations step by step; differentiable with the selection held fixed.
 
@@ -107,7 +131,8 @@ class MatchingPursuit(Dictionary):
         of range, and for atoms that do not have unit norm.
         """
         with gathered(self.W_dec):
-            return self._pursue(self.scaled(acts), k, tol)
+            steps, energies = self._pursue(self.scaled(acts), k, tol)
+        return Pursuit(self.of_rows(steps, acts), energies)
 
     def code(self, x: Float[Tensor, "n d_in"]) -> SparseCodes:
         """Codes of scaled activations, every atom once per row in order of first selection."""
@@ -123,8 +148,7 @@ class MatchingPursuit(Dictionary):
         self._check_norms()
         k = self.config.k if ask.k is None else round(ask.k)
         check_n_steps(k, self.config)
-        run = kernels.pursue_orthogonally if self.config.orthogonal else kernels.pursue
-        path = run(x - self.b_dec, self.W_dec, k, None, self.config.selection == "signed")
+        path = self._path(x - self.b_dec, k, None)
         zero = path.residual.new_zeros(())
         codes = SparseCodes(path.indices, path.values.detach(), path.counts, self.d_sae)
         return Explained(
@@ -144,8 +168,9 @@ class MatchingPursuit(Dictionary):
 
     @torch.no_grad()
     def fold(self) -> "MatchingPursuit":
-        """The same function on activations with identity scaling: b_dec' = b_dec / scale + mean, atoms unchanged."""
-        folded = MatchingPursuit(self.config, provenance=self.provenance).to(self.W_dec)
+        """The same function with identity scaling: b_dec' = b_dec / scale + mean, tolerance / scale, atoms unchanged."""
+        config = replace(self.config, tolerance=self.config.tolerance / self.scaling.scale)
+        folded = MatchingPursuit(config, provenance=self.provenance).to(self.W_dec)
         folded.W_dec.copy_(self.W_dec)
         folded.b_dec.copy_(self.b_dec / self.scaling.scale + self.scaling.mean)
         return folded
@@ -156,14 +181,22 @@ class MatchingPursuit(Dictionary):
         if tol is not None and not 0 <= tol < 1:
             raise ConfigError(f"tol must be in [0, 1), relative to the norm of x - b_dec, got {tol} (MatchingPursuit)")
         self._check_norms()
-        x, signed = x - self.b_dec, self.config.selection == "signed"
-        if self.config.orthogonal:
-            path = kernels.pursue_orthogonally(x, self.W_dec, k, tol, signed)
-        else:
-            path = kernels.pursue(x, self.W_dec, k, tol, signed, self._memo.gram_of(self.W_dec, len(x), k))
+        path = self._path(x - self.b_dec, k, tol)
         return Pursuit(SparseCodes(path.indices, path.values, path.counts, self.d_sae), path.energies)
 
+    def _path(self, x: Tensor, k: int, tol: float | None) -> kernels.Path:
+        config, signed = self.config, self.config.selection == "signed"
+        if config.orthogonal:
+            return kernels.pursue_orthogonally(x, self.W_dec, k, tol, signed)
+        if config.unit_norm and not config.ends_early:
+            return kernels.pursue(x, self.W_dec, k, tol, signed, self._memo.gram_of(self.W_dec, len(x), k))
+        least = (torch.linalg.vector_norm(x.detach(), dim=1) * (tol or 0.0)).clamp_min(config.tolerance)
+        rules = {"stop_on_repeat": config.stop_on_repeat, "unit_norm": config.unit_norm}
+        return pursue_until(x, self.W_dec, k, least=least, signed=signed, **rules)
+
     def _check_norms(self) -> None:
+        if not self.config.unit_norm:
+            return
         norms = torch.linalg.vector_norm(self.W_dec.detach(), dim=1)
         worst = int((norms - 1).abs().argmax())
         norm = float(norms[worst])

@@ -154,9 +154,12 @@ def error_versus_k(dictionary: Autoencoder | MatchingPursuit, batches: Iterable[
 def _squared_errors(dictionary: Autoencoder | MatchingPursuit, acts: Float[Tensor, "n d_in"], ks: list[int]) -> Float[Tensor, "n n_ks"]:
     """|acts - acts_hat|^2 of every row after each k selections."""
     if isinstance(dictionary, MatchingPursuit):
-        return dictionary.pursue(acts, max(ks)).energies[:, ks] / dictionary.scaling.scale**2
+        pursuit = dictionary.pursue(acts, max(ks))
+        errors = pursuit.energies[:, ks] / dictionary.scaling.scale**2
+        rows = pursuit.steps.rows
+        return errors if rows is None else errors * rows.scale.square()[:, None]
     codes = dictionary.with_activation(_ranked(dictionary, max(ks))).encode(acts)
-    cut = (SparseCodes(codes.indices[:, :k], codes.values[:, :k], codes.counts.clamp(max=k), codes.d_sae) for k in ks)
+    cut = (SparseCodes(codes.indices[:, :k], codes.values[:, :k], codes.counts.clamp(max=k), codes.d_sae, codes.rows) for k in ks)
     return torch.stack([(acts - dictionary.decode(part)).square().sum(1) for part in cut], dim=1)
 
 

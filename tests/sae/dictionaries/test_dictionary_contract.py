@@ -34,6 +34,13 @@ KINDS = {
     "gated": autoencoder(Gated()),
     "transcoder": autoencoder(TopK(5), d_out=D_OUT),
     "skip transcoder": autoencoder(JumpReLU(threshold=0.4, bandwidth=0.3), d_out=D_OUT, skip=True),
+    "top_k of x itself": autoencoder(TopK(5), apply_b_dec_to_input=False),
+    "jump_relu of x itself": autoencoder(JumpReLU(threshold=0.4, bandwidth=0.3), apply_b_dec_to_input=False),
+    "top_k of layer norm": autoencoder(TopK(5), normalisation="layer_norm"),
+    "relu of constant norm": autoencoder(ReLU(), normalisation="constant_norm", apply_b_dec_to_input=False),
+    "pursuit that ends early": PursuitConfig(d_in=D_IN, d_sae=D_SAE, k=40, tolerance=2.0, stop_on_repeat=True),
+    "pursuit of layer norm": PursuitConfig(d_in=D_IN, d_sae=D_SAE, k=5, normalisation="layer_norm"),
+    "pursuit with atoms of any norm": PursuitConfig(d_in=D_IN, d_sae=D_SAE, k=5, unit_norm=False),
     "pursuit": PursuitConfig(d_in=D_IN, d_sae=D_SAE, k=5),
     "signed pursuit": PursuitConfig(d_in=D_IN, d_sae=D_SAE, k=5, selection="signed"),
     "orthogonal pursuit": PursuitConfig(d_in=D_IN, d_sae=D_SAE, k=5, orthogonal=True),
@@ -114,6 +121,8 @@ def test_decode_is_the_dense_product_in_activation_space(case):
     x_hat = codes.dense().double() @ dictionary.W_dec.double() + dictionary.b_dec.double()
     scale, mean = (0.21, dictionary.target_mean) if case.transcodes else (0.37, dictionary.scaling_mean)
     expected = x_hat / scale + mean.double()
+    if codes.rows is not None:
+        expected = expected * codes.rows.scale[:, None].double() + codes.rows.mean[:, None].double()
     torch.testing.assert_close(dictionary.decode(codes).double(), expected, rtol=1e-5, atol=1e-5)
 
 
