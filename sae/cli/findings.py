@@ -9,7 +9,9 @@ from rich.table import Table
 
 from sae.cli.screen import NarrowingBar, console
 from sae.evaluation.batteries import BATTERIES, Done, Finding, Inputs, Results, Task
-from sae.inspection.geometry_page import null_text, p_text, rule, span, value_cell
+from sae.evaluation.batteries.wording import null_text, p_text, value_text
+from sae.inspection.finding_tables import span
+from sae.inspection.geometry_page import rule
 
 WIDE, MIDDLE, MOST = 110, 76, 6
 """Columns from which on the table has all its columns, and all but two; subjects of a quantity up to which each has its line."""
@@ -114,7 +116,7 @@ def _cell(found: Finding, column: str) -> str:
     if column == "quantity":
         return f"{found.name} · {found.subject}" if found.subject else found.name
     cells = {
-        "value": value_cell(found) or "–",
+        "value": value_text(found) or "–",
         "null": null_text(found, short=console.width < WIDE),
         "p": p_text(found),
         "stands out": found.stands_out,

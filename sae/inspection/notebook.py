@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from markupsafe import Markup
 
 from sae.evaluation.batteries import Finding, Group, Results
-from sae.inspection.geometry_page import null_text, p_text, rule, value_cell
+from sae.evaluation.batteries.wording import null_text, p_text, value_text
+from sae.inspection.geometry_page import rule
 from sae.inspection.interactive import to_plotly
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class GroupView:
         for found in self._rows():
             name = f"{found.name}, {found.subject}" if found.subject else found.name
             lines.append(
-                f"  {name}: {value_cell(found) or '–'}; null {null_text(found)}; p {p_text(found)}; stands out: {found.stands_out}"
+                f"  {name}: {value_text(found) or '–'}; null {null_text(found)}; p {p_text(found)}; stands out: {found.stands_out}"
             )
         return "\n".join(lines)
 
@@ -90,7 +91,7 @@ def _spread(several: list[Finding], most: int) -> list[Finding]:
 
 def _row(found: Finding) -> Markup:
     weight = "font-weight:600" if found.stands_out == "yes" else ""
-    content: list[Any] = [found.name, found.subject, value_cell(found) or "–", null_text(found), p_text(found), found.stands_out]
+    content: list[Any] = [found.name, found.subject, value_text(found) or "–", null_text(found), p_text(found), found.stands_out]
     return Markup('<tr style="{}">{}</tr>').format(
         weight, Markup("").join(Markup('<td style="{}">{}</td>').format(CELL, cell) for cell in content)
     )

@@ -71,6 +71,8 @@ class Row:
     """Which direction is good along the row; its best number is marked."""
     strong: tuple[int, ...] = ()
     """Places of the cells to look at first; marked like the best ones."""
+    formula: str = ""
+    """How the row's numbers are defined, shown in front of the note; or empty."""
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,11 @@ import pytest
 
 from sae.errors import ConfigError
 from sae.evaluation.batteries import Finding, Group, Results
+from sae.evaluation.batteries.wording import null_text, p_text, value_text
 from sae.evaluation.figures import Axis, Figure, HeatMap, Rule, Series
 from sae.inspection import Fact, write_report
 from sae.inspection.charts import figure_chart
-from sae.inspection.geometry_page import distance, findings_json, geometry_report, null_text, p_text, rule, value_cell, write_findings
+from sae.inspection.geometry_page import distance, findings_json, geometry_report, rule, write_findings
 from sae.inspection.heatmaps import strength
 from sae.inspection.interactive import NULL, to_plotly
 from sae.inspection.svg import PALETTE
@@ -108,7 +109,7 @@ def test_every_number_of_the_tables_is_one_of_the_findings(page):
     assert len(listed) == len(found) == 5
     for row, f in zip(listed, found, strict=True):
         finding = Finding(**f)
-        expected = [value_cell(finding), null_text(finding), p_text(finding), f["stands_out"]]
+        expected = [value_text(finding), null_text(finding), p_text(finding), f["stands_out"]]
         assert [" ".join((text or "–").split()) for text in expected] == row[2:6]
         assert row[0] == f["name"]
         assert row[1] in (f["subject"], "–")
@@ -157,7 +158,7 @@ def test_the_text_of_nulls_and_p_values():
     assert null_text(a_finding(p=None)) == "–"
     assert (p_text(a_finding()), p_text(a_finding(p=0.002)), p_text(a_finding(p=None))) == ("≤0.0010", "0.0020", "–")
     assert p_text(a_finding(p=1e-200, n_null=None)) == "<10⁻¹²"
-    assert (value_cell(a_finding(value=3.0, unit="atoms")), value_cell(a_finding(value=None))) == ("3 atoms", None)
+    assert (value_text(a_finding(value=3.0, unit="atoms")), value_text(a_finding(value=None))) == ("3 atoms", None)
     assert distance(a_finding()) == pytest.approx(2.5)
     assert distance(a_finding(p=None)) is None
     assert "0 of 0" in rule(Results((), (), 0.05, 0))
