@@ -8,6 +8,7 @@ Nothing is unpickled, except torch files by `weights_only`, which knows tensors 
 because a file claims to be large: sizes are compared with the file's own first. Whatever is wrong is a FormatError that names the file and the thing.
 """
 
+import contextlib
 import io
 import itertools
 import json
@@ -31,6 +32,7 @@ from sae.storage import atomic_path, map_tensors, read_header, save_tensors, wri
 __all__ = [
     "Tensors",
     "check_keys",
+    "names_in",
     "read_json",
     "read_npz",
     "read_safetensors",
@@ -144,33 +146,29 @@ def read_npz(path: str | Path) -> dict[str, Tensor]:
     """The arrays of an npz file. Pickled arrays, and arrays larger than their bytes, are refused before they are read."""
     path, size = _file(path)
     found: dict[str, Tensor] = {}
+    with _archive(path) as archive:
+        for member in checked_members(archive, path, size):
+            name = member.filename.removesuffix(".npy")
+            found[name] = torch.from_numpy(read_array(archive, member, f"{path}: array {name!r}"))
+    return found
+
+
+@contextlib.contextmanager
+def _archive(path: Path) -> Iterator[zipfile.ZipFile]:
+    """The opened npz file; whatever zipfile finds wrong inside the block is a FormatError."""
     try:
         with zipfile.ZipFile(path) as archive:
-            for member in checked_members(archive, path, size):
-                name = member.filename.removesuffix(".npy")
-                found[name] = torch.from_numpy(read_array(archive, member, f"{path}: array {name!r}"))
+            yield archive
     except FormatError:
         raise
     except ARCHIVE_ERRORS as error:
         raise FormatError(f"{path} is not a whole npz file: {error}") from error
-    return found
 
 
 def read_torch(path: str | Path) -> dict[str, Any]:
     """The dictionary of tensors and plain values in a file of torch.save. Any code in it is refused and not executed."""
     path, size = _file(path)
-    try:
-        with open(path, "rb") as file:
-            zipped = file.read(4) == b"PK\3\4"  # as torch decides it
-        if zipped:
-            with zipfile.ZipFile(path) as archive:
-                checked_members(archive, path, size, stored=True)
-        with warnings.catch_warnings(action="ignore"):  # about pickle's dialects: what cannot be read fails
-            value = torch.load(path if zipped else io.BytesIO(path.read_bytes()), weights_only=True, map_location="cpu")
-    except FormatError:
-        raise
-    except (*ARCHIVE_ERRORS, *UNPICKLING) as error:
-        raise FormatError(f"{path} is not a torch file of tensors and plain values: {_reason(error)}") from error
+    value = _load_torch(path, size)
     if not isinstance(value, dict):
         raise FormatError(f"{path} must hold a dictionary of tensors, it holds a {type(value).__name__}")
     for name, item in _walk(value, path):
@@ -181,6 +179,23 @@ def read_torch(path: str | Path) -> dict[str, Any]:
         if isinstance(item, Tensor):
             _check_plain(item, f"{path}: tensor {name!r}")
     return value
+
+
+def _load_torch(path: Path, size: int, *, mapped: bool = False) -> Any:
+    """What torch's restricted unpickler finds; `mapped`: without the elements, where the file is a zip."""
+    try:
+        with open(path, "rb") as file:
+            zipped = file.read(4) == b"PK\3\4"  # as torch decides it
+        if zipped:
+            with zipfile.ZipFile(path) as archive:
+                checked_members(archive, path, size, stored=True)
+        with warnings.catch_warnings(action="ignore"):  # about pickle's dialects: what cannot be read fails
+            source = path if zipped else io.BytesIO(path.read_bytes())
+            return torch.load(source, weights_only=True, map_location="cpu", mmap=mapped and zipped)
+    except FormatError:
+        raise
+    except (*ARCHIVE_ERRORS, *UNPICKLING) as error:
+        raise FormatError(f"{path} is not a torch file of tensors and plain values: {_reason(error)}") from error
 
 
 def _reason(error: BaseException) -> str:
@@ -205,6 +220,20 @@ def _check_plain(tensor: Tensor, where: str) -> None:
         raise FormatError(
             f"{where} of shape {list(tensor.shape)} is larger than the {tensor.untyped_storage().nbytes():,} bytes it has in the file"
         )
+
+
+def names_in(path: str | Path) -> list[str]:
+    """The names in a weight file (.safetensors, .npz, .pt, .pth), without the elements."""
+    path, size = _file(path)
+    if path.suffix == ".safetensors":
+        return sorted(read_header(path)[0])
+    if path.suffix == ".npz":
+        with _archive(path) as archive:
+            return sorted(member.filename.removesuffix(".npy") for member in checked_members(archive, path, size))
+    if path.suffix in (".pt", ".pth"):
+        value = _load_torch(path, size, mapped=True)
+        return sorted(map(str, value)) if isinstance(value, dict) else []
+    raise FormatError(f"{path} must be a file of weights (.safetensors, .npz, .pt, .pth)")
 
 
 class Tensors:
