@@ -16,19 +16,18 @@ from typing import Annotated
 
 import typer
 
-from sae.activations.manifest import MANIFEST, UNFINISHED
-from sae.activations.store import ActivationStore
 from sae.cli.findings import describe, list_batteries, print_findings, show_progress
 from sae.cli.machine import DEFAULT, compute_device, load_model, set_threads
+from sae.cli.paths import distinct_names, load_any_dictionary, open_store, recognise, refuse_foreign
 from sae.cli.screen import console, stoppable
-from sae.dictionaries.base import Dictionary
-from sae.dictionaries.checkpoint import KINDS, load_dictionary
 from sae.errors import ConfigError, FormatError
 from sae.evaluation.batteries import Inputs, Results, Task, gather, perform, plan
+from sae.evaluation.batteries.facts import facts_of
+from sae.evaluation.batteries.sites import matching_sites, site_of
 from sae.inspection.geometry_page import FINDINGS, findings_json, geometry_report, write_findings
 from sae.inspection.report import write_report
 from sae.models.assets import SMOLLM2
-from sae.storage import ResultCache, read_json, user_cache_dir
+from sae.storage import ResultCache, user_cache_dir
 
 OF_KIND = {
     frozenset({"dictionary"}): ("atoms",),
@@ -77,7 +76,7 @@ def geometry(
     inputs = _inputs(
         [path, *([second] if second else [])], store, site or [], prompts, ResultCache(cache or user_cache_dir() / "results"), seed
     )
-    _refuse_foreign(out / "report")
+    refuse_foreign(out / "report")
     tasks = plan(battery or OF_KIND[inputs.there], inputs, quick=quick)
     if not as_json:
         describe(inputs, tasks, quick=quick)
@@ -97,12 +96,6 @@ def _performed(tasks: Sequence[Task], inputs: Inputs, *, quiet: bool):
     return show_progress(tasks, lambda task: perform(task, inputs))
 
 
-def _refuse_foreign(folder: Path) -> None:
-    """Before any work: a folder that holds something else is not written to."""
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / "report.json").is_file():
-        raise ConfigError(f"--out {folder.parent} holds a folder report/ that is not a report: choose another folder")
-
-
 def _write(results: Results, inputs: Inputs, out: Path, *, quick: bool) -> None:
     from sae.inspection.report_data import Fact
 
@@ -115,26 +108,6 @@ def _write(results: Results, inputs: Inputs, out: Path, *, quick: bool) -> None:
 
 def _head(inputs: Inputs, quick: bool) -> dict[str, object]:
     return {"inputs": facts_of(inputs), "quick": quick}
-
-
-def facts_of(inputs: Inputs) -> dict[str, str]:
-    """What was measured, as names and values."""
-    facts = {}
-    for key, dictionary in (("dictionary", inputs.dictionary), ("other", inputs.other)):
-        if dictionary is not None:
-            what = f"{type(dictionary).__name__}, {dictionary.d_sae:,} atoms of width {dictionary.W_dec.shape[1]}"
-            facts["Dictionary" if key == "dictionary" else "Compared with"] = f"{inputs.name(key)}: {what}; digest {dictionary.digest[:12]}"
-    if inputs.store is not None:
-        facts["Store"] = f"{inputs.name('store')}: {inputs.store.n_tokens:,} tokens; digest {inputs.store.digest[:12]}"
-        facts["Site" if inputs.site else "Sites"] = inputs.site or _sites_text(inputs.sites)
-    if inputs.model is not None:
-        facts["Model"] = f"{inputs.name('model')}; digest {inputs.model.digest[:12]}"
-        facts["Prompts"] = f"{len(inputs.prompts):,}"
-    return facts
-
-
-def _sites_text(sites: Sequence[str]) -> str:
-    return ", ".join(sites) if len(sites) <= 3 else f"{sites[0]} … {sites[-1]} ({len(sites)})"
 
 
 def _inputs(
@@ -157,77 +130,15 @@ def _inputs(
         raise ConfigError(f"--site goes with a store, got {', '.join(patterns)}: give --store")
     if models:
         return _of_model(models[0], prompts, cache, seed)
-    loaded = [_load(path) for path in dictionaries]
-    opened = _open(Path(stores[0])) if stores else None
-    sites = _matching(opened, patterns) if opened else ()
-    names = dict(zip(("dictionary", "other"), _names(dictionaries), strict=False))
+    loaded = [load_any_dictionary(path) for path in dictionaries]
+    opened = open_store(stores[0]) if stores else None
+    sites = matching_sites(opened, patterns) if opened else ()
+    names = dict(zip(("dictionary", "other"), distinct_names(dictionaries), strict=False))
     if opened:
         names["store"] = Path(stores[0]).resolve().name
     both = [*loaded, None, None]
-    chosen = _site_of(loaded, opened, sites, patterns) if loaded and opened else ""
+    chosen = site_of(loaded, opened, patterns) if loaded and opened else ""
     return Inputs(cache, seed, both[0], both[1], opened, (chosen,) if chosen else sites, chosen, names=names)
-
-
-def recognise(path: str) -> str:
-    """Whether a path is a `dictionary`, a `store` or a `model`. Raises ConfigError saying what is expected."""
-    folder = Path(path).expanduser()
-    if path == DEFAULT or folder.suffix == ".gguf":
-        return "model"
-    if (folder / MANIFEST).exists() or (folder / UNFINISHED).exists():
-        return "store"
-    if (folder / "dictionary" / "config.json").is_file():
-        return "dictionary"
-    if (folder / "config.json").is_file():
-        head = read_json(folder / "config.json")
-        if isinstance(head, dict) and head.get("kind") in KINDS:
-            return "dictionary"
-        if isinstance(head, dict) and ("model_type" in head or "architectures" in head):
-            return "model"
-    kinds = "the folder of a dictionary (config.json, weights.safetensors), of a run, of a store (manifest.json), or a language model"
-    there = "is none of them" if folder.exists() else "does not exist"
-    raise ConfigError(f"PATH must be {kinds} (`default`, a folder, a .gguf file); {path} {there}")
-
-
-def _load(path: str) -> Dictionary:
-    folder = Path(path).expanduser()
-    return load_dictionary(folder / "dictionary" if (folder / "dictionary" / "config.json").is_file() else folder).eval()
-
-
-def _open(folder: Path) -> ActivationStore:
-    if not (folder / MANIFEST).exists() and not (folder / UNFINISHED).exists():
-        raise ConfigError(f"--store must be the folder of an activation store, {folder} is none: it has no {MANIFEST}")
-    return ActivationStore.open(folder)
-
-
-def _names(paths: Sequence[str]) -> list[str]:
-    """The last parts of the paths that tell them apart."""
-    parts = [Path(path).expanduser().resolve().parts for path in paths]
-    for n in range(1, max((len(part) for part in parts), default=0) + 1):
-        names = ["/".join(part[-n:]) for part in parts]
-        if len(set(names)) == len(names) and not (n == 1 and names == ["dictionary"]):
-            return names
-    return [f"{'/'.join(part[-2:])} ({i + 1})" for i, part in enumerate(parts)]
-
-
-def _matching(store: ActivationStore, patterns: Sequence[str]) -> tuple[str, ...]:
-    from fnmatch import fnmatchcase
-
-    found = tuple(name for name in store.site_names if not patterns or any(fnmatchcase(name, pattern) for pattern in patterns))
-    if not found:
-        raise ConfigError(f"--site must match a site of the store ({', '.join(store.site_names)}), got {', '.join(patterns)}")
-    return found
-
-
-def _site_of(dictionaries: Sequence[Dictionary], store: ActivationStore, sites: Sequence[str], patterns: Sequence[str]) -> str:
-    """The site that the dictionaries read: the one that is asked for, or the one that they were trained on."""
-    trained = {str(d.provenance["site"]) for d in dictionaries if d.provenance.get("site")}
-    candidates = [name for name in sites if name in trained] if len(sites) > 1 else list(sites)
-    if len(candidates) == 1:
-        return candidates[0]
-    fitting = [name for name in sites if store.site(name).width == dictionaries[0].d_in]
-    said = f"trained on {', '.join(sorted(trained))}" if trained else "the dictionary does not say where it was trained"
-    asked = f"got {', '.join(patterns)}" if patterns else "none was given"
-    raise ConfigError(f"--site must name one site of the store, {asked} ({said}); of its width there are {', '.join(fitting) or 'none'}")
 
 
 def _of_model(source: str, prompts: Path | None, cache: ResultCache, seed: int) -> Inputs:

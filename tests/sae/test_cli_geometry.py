@@ -10,7 +10,8 @@ from typer.testing import CliRunner
 
 import sae.cli.findings as screen
 from sae.cli import app
-from sae.cli.geometry import N_PROMPTS, SHORTEST, prompts_from, recognise
+from sae.cli.geometry import N_PROMPTS, SHORTEST, prompts_from
+from sae.cli.paths import recognise
 from sae.dictionaries.checkpoint import save_dictionary
 from sae.errors import CacheError, ConfigError
 from sae.evaluation.batteries import BATTERIES, MEASURES
