@@ -73,6 +73,8 @@ def record_case(
         params["affine_skip_connection"] = 0.3 * generator.standard_normal((d_in, d_out))
     params = {name: value.astype(np.float32) for name, value in params.items()}
     acts = (1.5 * generator.standard_normal((N_ROWS, d_in)) + 0.3).astype(np.float32)
+    pre = acts.astype(np.float64) @ params["W_enc"] + params["b_enc"]
+    assert np.abs(pre - params["threshold"]).min() > MARGIN, "a pre-activation is too near its threshold"
     codes, output = published(params, acts)
     save_file({"acts": acts, "codes": codes, "output": output}, folder / "expected.safetensors")
     lower = {name.replace("W_", "w_"): value for name, value in params.items()}
@@ -88,7 +90,6 @@ def published(params: dict[str, np.ndarray], acts: np.ndarray) -> tuple[np.ndarr
     wide = {name.replace("w_", "W_"): value.astype(np.float64) for name, value in params.items()}
     x = acts.astype(np.float64)
     pre = x @ wide["W_enc"] + wide["b_enc"]
-    assert np.abs(pre - wide["threshold"]).min() > MARGIN, "a pre-activation is too near its threshold"
     codes = np.maximum(pre, 0) * (pre > wide["threshold"])
     output = codes @ wide["W_dec"] + wide["b_dec"]
     if "affine_skip_connection" in wide:
@@ -130,14 +131,14 @@ def saelens(folder: Path, params: dict[str, np.ndarray], acts: np.ndarray) -> tu
 
 
 def check(folder: Path) -> None:
-    """Compare what both readers make of our files with what we do; write checked.json."""
+    """Compare what both readers make of our files with what we do, for values above 1 as a share of the largest; write checked.json."""
     cases = {}
     for case in sorted(path.parent for path in folder.glob("*/expected.safetensors")):
         ours = load_file(case / "expected.safetensors")
         npz = case / "params.npz"
         params = dict(np.load(npz, allow_pickle=False)) if npz.exists() else load_file(case / "params.safetensors")
         differences = [
-            float(np.abs(theirs - ours[name]).max())
+            float(np.abs(theirs - ours[name]).max()) / max(1.0, float(np.abs(ours[name]).max()))
             for found in (published(params, ours["acts"]), saelens(case, params, ours["acts"]))
             for name, theirs in zip(("codes", "output"), found, strict=True)
         ]

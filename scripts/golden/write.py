@@ -5,7 +5,7 @@
 A format F of `sae.interop` takes part by a module `scripts/golden/F_cases.py` with
 
     cases() -> dict[str, Dictionary]      what to write, by name; all parameters random, biases included (see scripts.golden.exact)
-    FILE = "ae.pt"                        only where the format is one file: its name inside the case's folder
+    FILE = "ae.pt"                        only where the format is one file: its name inside the case's folder, or such names by case
 
 and a line in FORMATS. Each case becomes FOLDER/F/CASE/: the files that `sae.interop.F.write` makes, and expected.safetensors with acts
 [n, d_in], codes [n, d_sae] and output [n, d_out] of this package. The checks are made by `scripts/golden/F.py check FOLDER`, which runs where
@@ -23,7 +23,7 @@ from torch import Tensor
 from sae.dictionaries.base import Dictionary
 from sae.storage import save_tensors
 
-FORMATS = ("saelens",)
+FORMATS = ("saelens", "gemma_scope", "sparsify", "openai_topk")
 N_ROWS = 16
 EXPECTED = "expected.safetensors"
 
@@ -35,7 +35,8 @@ def write(name: str, folder: Path) -> list[str]:
     for case, dictionary in written.items():
         target = folder / name / case
         target.mkdir(parents=True, exist_ok=True)
-        module.write(dictionary, target / getattr(cases, "FILE", ""))
+        file = getattr(cases, "FILE", "")
+        module.write(dictionary, target / (file if isinstance(file, str) else file.get(case, "")))
         save_tensors(target / EXPECTED, expected(dictionary))
     return list(written)
 
