@@ -132,6 +132,21 @@ class HookedModel:
         with self._lock, self._entered(acts, layer):
             return self._forward(tokens, None).logits
 
+    def carry(self, acts: Tensor, layer: int, site: Site) -> Tensor:
+        """The activations at `site` of a pass whose residual stream enters block `layer`; the pass ends there. Errors as for `resume`."""
+        kept: list[Tensor] = []
+
+        def keep(found: Tensor) -> None:
+            kept.append(found.detach().clone())
+            raise _AllCapturedError
+
+        _ = self._block_result  # found out by a pass of its own, which no hook may see
+        with self._lock, torch.no_grad(), self._hooked([(site, keep)], acts.shape[:2]), contextlib.suppress(_AllCapturedError):
+            self.resume(acts, layer)
+        if not kept:
+            raise SaeError(f"the model ran to its end without passing {site.name}")
+        return kept[0]
+
     def _forward(self, tokens: Tensor, positions: Tensor | None) -> Any:
         placed = {} if positions is None else {"position_ids": positions}
         return self.model(input_ids=tokens, use_cache=False, **placed)

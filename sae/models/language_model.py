@@ -203,13 +203,33 @@ class LanguageModel:
 
         Raises ConfigError for another kind of site or another width.
         """
+        layer = self._entered_layer(acts, site)
+        return self._model.resume(acts.to(device=self.device, dtype=self.dtype), layer).float()
+
+    def carry(self, acts: Float[Tensor, "batch context d_model"], site: Site, to: Site) -> Float[Tensor, "batch context width"]:
+        """The activations at `to` (in the model's dtype, without a graph) of a pass whose residual stream at `site` is `acts`.
+
+            resume(carry(acts, site, to), to) = resume(acts, site)         where `to` is a resid_post
+
+        Costs the blocks between the two. Raises ConfigError as `resume`, and for a `to` that comes before `site`.
+        """
+        self._check_site(to)
+        layer = self._entered_layer(acts, site)
+        acts = acts.to(device=self.device, dtype=self.dtype)
+        if to == site:
+            return acts.detach().clone()
+        if to.layer < layer:
+            raise ConfigError(f"to must come after {site.name}, got {to.name} (LanguageModel.carry)")
+        return self._model.carry(acts, layer, to)
+
+    def _entered_layer(self, acts: Tensor, site: Site) -> int:
+        """The block that acts at the site enter."""
         self._check_site(site)
         if site.kind not in ("resid_pre", "resid_post"):
             raise ConfigError(f"site must be a resid_pre or a resid_post to resume from, got {site.name} (LanguageModel.resume)")
         if acts.shape[-1] != site.width:
             raise ConfigError(f"acts must have width {site.width}, got {acts.shape[-1]} (LanguageModel.resume from {site.name})")
-        layer = site.layer + (site.kind == "resid_post")
-        return self._model.resume(acts.to(device=self.device, dtype=self.dtype), layer).float()
+        return site.layer + (site.kind == "resid_post")
 
     def logit_effects(self, directions: Float[Tensor, "n d_model"]) -> Float[Tensor, "n d_vocab"]:
         """What adding each direction to the last residual stream does to the logits, to first order and up to the norm's common scale.
