@@ -175,7 +175,7 @@ class Inputs:
 
     def codes(self, n_tokens: int, which: Literal["dictionary", "other"] = "dictionary") -> CodeSample:
         """Codes of about `n_tokens` tokens of the site, whole rows of the store drawn at random. Raises ConfigError without usable tokens."""
-        index = self._rows_of_tokens(n_tokens)
+        index = self.row_tokens(n_tokens)
         dictionary = self.chosen(which)
         config = {"site": self.site, "seed": self.seed, "n_tokens": n_tokens}
         key = Key("geometry.codes", 1, config, {"dictionary": dictionary.digest, "store": self.stored.digest})
@@ -199,8 +199,11 @@ class Inputs:
             raise ConfigError(f"site must have tokens that are not masked, got none in {site} ({self.stored.path})")
         return usable[torch.randperm(len(usable), generator=self.generator(f"tokens of {site}"))[:n]].sort().values
 
-    def _rows_of_tokens(self, n_tokens: int) -> Int[Tensor, " n"]:
-        """Usable tokens of rows drawn at random until there are `n_tokens` of them."""
+    def row_tokens(self, n_tokens: int) -> Int[Tensor, " n"]:
+        """Usable tokens of whole rows of the store, drawn at random until there are `n_tokens` of them (or all); ascending.
+
+        A larger number's tokens hold those of a smaller one. Raises ConfigError without usable tokens.
+        """
         kept = self._mask_by_row
         order = torch.randperm(len(kept), generator=self.generator("rows"))
         enough = int((kept.sum(dim=1)[order].cumsum(dim=0) < n_tokens).sum()) + 1
