@@ -15,6 +15,7 @@ import hashlib
 import json
 import tempfile
 import warnings
+import zlib
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -238,6 +239,8 @@ def declare_inputs() -> None:
     training("average_scaler", lens.StandardTrainingSAEConfig, normalize_activations="expected_average_only_in", after=scaler_file)
     training("average_scaler_plain", lens.BatchTopKTrainingSAEConfig, normalize_activations="expected_average_only_in", k=4,
              apply_b_dec_to_input=False, after=scaler_file)  # fmt: skip
+    training("average_scaler_pursuit", lens.MatchingPursuitTrainingSAEConfig, normalize_activations="expected_average_only_in",
+             decoder_init_norm=1.0, residual_threshold=0.8, after=scaler_file)  # fmt: skip
     inference("hook_z", lens.StandardSAEConfig, **z_config())
 
 
@@ -265,11 +268,11 @@ def declare_files() -> None:
 
 def record(folder: Path) -> None:
     declare_cases()
-    for seed, (name, case) in enumerate(CASES.items()):
+    for name, case in CASES.items():
         (folder / name).mkdir(parents=True, exist_ok=True)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            case(folder / name, torch.Generator().manual_seed(seed))
+            case(folder / name, torch.Generator().manual_seed(zlib.crc32(name.encode())))
         size = sum(path.stat().st_size for path in (folder / name).iterdir())
         active = load_file(folder / name / EXPECTED)["codes"].count_nonzero(1)
         print(

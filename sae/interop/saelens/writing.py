@@ -54,6 +54,8 @@ def write(dictionary: Dictionary, path: str | Path) -> None:
 
 def _target(folder: Path) -> Path:
     """The folder, made. Raises ConfigError where files of another dictionary would be taken for this one's."""
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"path must be a folder for SAELens, {folder} is a file")
     stale = [name for name in OF_ONE_DICTIONARY if (folder / name).exists()]
     if stale:
         raise ConfigError(f"path must be a new folder, {folder} holds {', '.join(stale)} of another dictionary")

@@ -358,6 +358,13 @@ def test_a_folder_with_the_scaler_of_another_dictionary_is_not_written_to(tmp_pa
         saelens.write(OURS["relu"], changed(tmp_path, "average_scaler"))
 
 
+def test_a_file_is_not_taken_for_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("mine")
+    with pytest.raises(ConfigError, match=r"path must be a folder for SAELens, .*taken is a file"):
+        saelens.write(OURS["relu"], tmp_path / "taken")
+    assert (tmp_path / "taken").read_text() == "mine"
+
+
 def test_a_pursuit_whose_atoms_are_nearly_unit_keeps_their_exact_norms(tmp_path: Path) -> None:
     path = changed(tmp_path, "matching_pursuit", tensors=other("W_dec", lambda W: W * 1.0005))
     assert saelens.read(path).config == replace(saelens.read(GOLDEN / "matching_pursuit").config, unit_norm=False)
