@@ -23,7 +23,7 @@ from torch import Tensor
 from sae.dictionaries.base import Dictionary
 from sae.storage import save_tensors
 
-FORMATS = ("saelens", "gemma_scope", "sparsify", "openai_topk")
+FORMATS = ("saelens", "gemma_scope", "sparsify", "openai_topk", "dictionary_learning", "llama_scope", "llamascopium")
 N_ROWS = 16
 EXPECTED = "expected.safetensors"
 
