@@ -177,7 +177,7 @@ def read_torch(path: str | Path) -> dict[str, Any]:
                 f"{path}: the keys of {name or 'the dictionary'} must be text, got {[k for k in item if type(k) is not str][:3]}"
             )
         if isinstance(item, Tensor):
-            _check_plain(item, f"{path}: tensor {name!r}")
+            _check_plain(item, size, f"{path}: tensor {name!r}")
     return value
 
 
@@ -207,7 +207,7 @@ def _reason(error: BaseException) -> str:
     return re.sub(r".*WeightsUnpickler error: ", "", text, flags=re.DOTALL).strip().split("\n", maxsplit=1)[0] or type(error).__name__
 
 
-def _check_plain(tensor: Tensor, where: str) -> None:
+def _check_plain(tensor: Tensor, size: int, where: str) -> None:
     """Raises FormatError unless the tensor's elements are all in the file: a view may repeat one element a billion times."""
     if (
         type(tensor) not in (Tensor, torch.nn.Parameter)
@@ -216,10 +216,9 @@ def _check_plain(tensor: Tensor, where: str) -> None:
         or tensor.is_quantized
     ):
         raise FormatError(f"{where} must be an ordinary tensor, got {type(tensor).__name__} ({tensor.layout}, {tensor.device})")
-    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-        raise FormatError(
-            f"{where} of shape {list(tensor.shape)} is larger than the {tensor.untyped_storage().nbytes():,} bytes it has in the file"
-        )
+    held = tensor.untyped_storage().nbytes()
+    if tensor.numel() * tensor.element_size() > held or held > size:
+        raise FormatError(f"{where} of shape {list(tensor.shape)} is larger than the {min(held, size):,} bytes it has in the file")
 
 
 def names_in(path: str | Path) -> list[str]:

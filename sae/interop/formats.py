@@ -9,7 +9,7 @@ nothing is concluded from the name of a folder.
 """
 
 import importlib
-from collections.abc import Callable, Set
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -105,7 +105,7 @@ FORMATS: dict[str, Format] = {
         ),
         Format(
             "llama_scope", "Llama Scope", "hyperparams.json and checkpoints/final.safetensors",
-            (("hyperparams.json", "checkpoints/*.safetensors"),), ("lm_config.json",),
+            (("hyperparams.json", "checkpoints/final.safetensors"),), ("lm_config.json",),
         ),
         Format(
             "llamascopium", "llamascopium", "config.json and sae_weights.safetensors, successor of Llama Scope's library",
@@ -136,19 +136,48 @@ def named(format: str) -> Format:
 
 def identify(path: str | Path) -> str:
     """The name of the format of what is at `path`, a folder or a file of weights. Raises FormatError saying what was seen and what is known."""
-    path = Path(path)
-    if not path.exists():
-        raise FormatError(f"{path} does not exist")
-    path = path / "dictionary" if (path / "dictionary" / "config.json").is_file() else path  # the folder of a run
+    path = _home(Path(path))
     files = _files(path)
-    candidates = [format for format in FORMATS.values() if _fitting(format, files)]
-    found = [format.name for format in candidates if _inside(format, path if path.is_dir() else path.parent, files)]
+    folder = path if path.is_dir() else path.parent
+    found = [name for name, chosen in fitting(files).items() if _inside(FORMATS[name], folder, chosen)]
     if len(found) == 1:
         return found[0]
     if found:
         raise FormatError(f"{path} could be {' or '.join(found)}: say which (format=); there are {_shown(files)}")
     known = "; ".join(f"{format.name} ({' or '.join(' + '.join(layout) for layout in format.layouts)})" for format in FORMATS.values())
     raise FormatError(f"{path} is of no format that is known; there are {_shown(files)}; known are {known}{_advice(path, files)}")
+
+
+def fitting(files: Sequence[str]) -> dict[str, list[str]]:
+    """By name of each format whose files are all among `files` (the names in a folder): those that are its own."""
+    found = {}
+    for format in FORMATS.values():
+        for layout in format.layouts:
+            if all(_matching(files, pattern) for pattern in layout):
+                own = {name for pattern in (*layout, *format.extras) for name in _matching(files, pattern)}
+                found[format.name] = sorted(own)
+                break
+    return found
+
+
+def files_of(path: str | Path, format: str) -> tuple[Path, list[str]]:
+    """(folder, names from there) of the files that are the format's own in what is at `path`."""
+    path = _home(Path(path))
+    if path.is_dir():
+        return path, fitting(_files(path)).get(format, [])
+    others = [name for name in _files(path.parent) if not name.endswith(WEIGHTS)]
+    return path.parent, fitting([path.name, *others]).get(format, [])
+
+
+def _home(path: Path) -> Path:
+    """The path, or the dictionary's folder where it is that of a training run."""
+    if not path.exists():
+        raise FormatError(f"{path} does not exist")
+    return path / "dictionary" if (path / "dictionary" / "config.json").is_file() else path
+
+
+def _matching(files: Sequence[str], pattern: str) -> list[str]:
+    return [name for name in files if fnmatchcase(name, pattern) and name.count("/") == pattern.count("/")]
 
 
 def _files(path: Path) -> list[str]:
@@ -165,31 +194,21 @@ def _files(path: Path) -> list[str]:
         raise FormatError(f"{path} cannot be read: {error}") from error
 
 
-def _fitting(format: Format, files: list[str]) -> list[str]:
-    """The files that make up the format's first layout that is complete; none where there is no such layout."""
-    for layout in format.layouts:
-        matches = [[name for name in files if fnmatchcase(name, pattern) and name.count("/") == pattern.count("/")] for pattern in layout]
-        if all(matches):
-            return [name for match in matches for name in match]
-    return []
-
-
-def _inside(format: Format, folder: Path, files: list[str]) -> bool:
+def _inside(format: Format, folder: Path, files: Sequence[str]) -> bool:
     """Whether what is written in the files is the format's."""
     keys: set[str] = set()
-    for name in ("cfg.json", "config.json"):
-        if name in files:
-            keys |= read_json(folder / name).keys()
     names: set[str] = set()
-    for name in _fitting(format, files):
-        if Path(name).suffix in WEIGHTS:
+    for name in files:
+        if name in ("cfg.json", "config.json"):
+            keys |= read_json(folder / name).keys()
+        elif name.endswith(WEIGHTS):
             names.update(names_in(folder / name))
     return format.marks(keys, names)
 
 
 def _single(folder: Path, format: Format) -> Path:
     """The one file in a folder that holds the format."""
-    files = _fitting(format, _files(folder))
+    files = fitting(_files(folder)).get(format.name, [])
     if len(files) != 1:
         raise FormatError(
             f"{folder} must hold one file {format.layouts[0][0]} ({format.name}), it holds {_shown(files)}: give the file itself"
@@ -198,7 +217,7 @@ def _single(folder: Path, format: Format) -> Path:
 
 
 def _read_own(path: Path) -> Dictionary:
-    folder = path / "dictionary" if (path / "dictionary" / "config.json").is_file() else path
+    folder = _home(path)
     for name in ("config.json", "provenance.json"):
         read_json(folder / name)
     return load_dictionary(folder)
