@@ -222,6 +222,8 @@ def write(dictionary: Dictionary, path: str | Path) -> None:
     }  # fmt: skip
     tensors = {name: tensor.detach().float().cpu().contiguous() for name, tensor in tensors.items()}
     if path.suffix != ".npz":
+        if (path / ARRAYS).exists():
+            raise ConfigError(f"path must not hold another dictionary, {path} has {ARRAYS} (gemma_scope.write)")
         path.mkdir(parents=True, exist_ok=True)
         write_safetensors(path / WEIGHTS, {name.replace("W_", "w_"): tensor for name, tensor in tensors.items()})
         write_json(path / CONFIG, _described(autoencoder, foreign_config(dictionary, "gemma_scope")))
