@@ -34,7 +34,7 @@ from sae.dictionaries.base import Dictionary
 from sae.errors import ConfigError, FormatError
 from sae.fingerprint import from_json
 from sae.interop.files import Tensors, check_keys, read_json, read_safetensors, read_torch, write_json, write_safetensors
-from sae.interop.rewriting import assembled, bias_without_shift, foreign_config, plain, provenance
+from sae.interop.rewriting import assembled, bias_without_shift, check_finite, foreign_config, made_folder, plain, provenance
 
 __all__ = ["read", "write"]
 
@@ -43,7 +43,8 @@ CONFIG, MODEL, WEIGHTS = "hyperparams.json", "lm_config.json", "checkpoints/fina
 UNKNOWN, UNKNOWN_TARGET = "unknown", "unknown target"
 """What is written for a site that is not known; the library wants names, and finds a transcoder by their being two."""
 PLACES = ("sae_weights", "checkpoints/pruned", "checkpoints/final")
-"""Where the library looks for weights, in its order; each may end in .safetensors or .pt."""
+"""Where the library looks for weights, in its order; each may have either suffix."""
+SUFFIXES = (".safetensors", ".pt")
 TRAINING = frozenset(
     {
         "device", "seed", "dtype", "bias_init_method", "decoder_exactly_fixed_norm", "init_decoder_norm", "init_encoder_norm",
@@ -102,6 +103,7 @@ def read(path: str | Path) -> Autoencoder:
     tensors = _tensors(folder)
     parameters = _parameters(tensors, said)
     told = _fold_(parameters, said, folder / CONFIG)
+    check_finite(parameters, folder / CONFIG)
     activation, noted = _activation(said, folder / CONFIG)
     d_in, d_sae = parameters["W_enc"].shape
     if isinstance(activation, JumpReLU):
@@ -245,8 +247,13 @@ def write(dictionary: Dictionary, path: str | Path) -> None:
         "decoder.weight": autoencoder.W_dec.T,
         "decoder.bias": autoencoder.b_dec,
     }
-    folder = Path(path)
-    (folder / WEIGHTS).parent.mkdir(parents=True, exist_ok=True)
+    folder = made_folder(path, NAME)
+    stale = [name for name in (f"{place}{suffix}" for place in PLACES[:2] for suffix in SUFFIXES) if (folder / name).exists()]
+    if stale:
+        raise ConfigError(
+            f"path must be a new folder, {folder} holds {', '.join(stale)}, which the library would load first (llama_scope.write)"
+        )
+    (folder / WEIGHTS).parent.mkdir(exist_ok=True)
     stored = {name: tensor.detach().float().cpu().contiguous() for name, tensor in tensors.items()}
     write_safetensors(folder / WEIGHTS, stored, {"version": "0.1.0"})
     model = foreign.get("lm_config") or ({"model_name": dictionary.provenance["model"]} if "model" in dictionary.provenance else {})

@@ -33,7 +33,7 @@ from sae.dictionaries.scaling import Scaling
 from sae.errors import ConfigError, FormatError
 from sae.fingerprint import from_json
 from sae.interop.files import Tensors, check_keys, read_json, read_safetensors, read_torch, write_json, write_safetensors
-from sae.interop.rewriting import bias_without_shift, encoder_bias, foreign_config, plain, provenance
+from sae.interop.rewriting import bias_without_shift, check_finite, encoder_bias, foreign_config, made_folder, plain, provenance
 
 __all__ = ["read", "write"]
 
@@ -111,6 +111,7 @@ def read(path: str | Path) -> Autoencoder:
     if said.use_decoder_bias and said.apply_decoder_bias_to_pre_encoder:
         parameters["b_enc"] = bias_without_shift(parameters["W_enc"], parameters["b_enc"], parameters["b_dec"])
         notes.append("the file subtracts decoder.bias from the input, which is part of b_enc here")
+    check_finite(parameters, tensors.path)
     if said.act_fn == "jumprelu" and said.norm_activation == "inference":
         notes.append(
             "norm_activation is 'inference': the scale of the activations was folded in. The library's fold leaves a JumpReLU's thresholds as they "
@@ -146,6 +147,10 @@ def _said(raw: dict[str, Any], path: Path) -> SAEConfig:
         said = from_json(SAEConfig, {key: value for key, value in raw.items() if key in known}, where="config")
     except ConfigError as error:
         raise FormatError(f"{path} is not a configuration of llamascopium: {error}") from error
+    if said.d_model < 1 or not 1 <= said.d_model * said.expansion_factor < 2**31:
+        raise FormatError(
+            f"{path}: d_model must be at least 1 and times expansion_factor a number of latents, got {said.d_model} and {said.expansion_factor}"
+        )
     if said.use_glu_encoder:
         raise FormatError(f"{path} has use_glu_encoder: pre-activations gated by a second encoder have no counterpart here")
     for key, value in (("norm_activation", said.norm_activation), ("act_fn", said.act_fn)):
@@ -218,8 +223,8 @@ def _scalings(tensors: Tensors, said: SAEConfig) -> dict[str, Scaling]:
     scalings = {}
     for name, hook in zip(("scaling", "target_scaling"), said.hooks, strict=True):
         norm = tensors.scalar(NORM + hook)
-        if norm <= 0:
-            raise FormatError(f"{tensors.path}: {NORM + hook} must be positive, got {norm}")
+        if not (norm > 0 and 0 < math.sqrt(said.d_model) / norm < math.inf):
+            raise FormatError(f"{tensors.path}: {NORM + hook} must be a positive norm, got {norm}")
         scalings[name] = Scaling(torch.zeros(said.d_model), math.sqrt(said.d_model) / norm)
     return scalings if said.is_transcoder else {"scaling": scalings["scaling"]}
 
@@ -270,8 +275,7 @@ def write(dictionary: Dictionary, path: str | Path) -> None:
         target, hooks = autoencoder.target_scaling, (options["hook_point_in"], options["hook_point_out"])
         for hook, scaling in zip(hooks, (autoencoder.scaling, target), strict=True):
             tensors[NORM + hook] = torch.tensor(math.sqrt(autoencoder.d_in) / scaling.scale)
-    folder = Path(path)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = made_folder(path, NAME)
     stored = {name: tensor.detach().float().cpu().contiguous() for name, tensor in tensors.items()}
     write_safetensors(folder / WEIGHTS, stored, {"version": "2.0.0b34"})
     write_json(folder / CONFIG, options)

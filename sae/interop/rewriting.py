@@ -6,6 +6,7 @@ The sums are made in float64 and rounded once.
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,9 +15,9 @@ from torch import Tensor
 
 from sae.dictionaries.autoencoder import Autoencoder, AutoencoderConfig
 from sae.dictionaries.base import Dictionary
-from sae.errors import ConfigError
+from sae.errors import ConfigError, FormatError
 
-__all__ = ["assembled", "bias_without_shift", "encoder_bias", "foreign_config", "plain", "provenance"]
+__all__ = ["assembled", "bias_without_shift", "check_finite", "encoder_bias", "foreign_config", "made_folder", "plain", "provenance"]
 
 
 @torch.no_grad()
@@ -61,6 +62,23 @@ def encoder_bias(autoencoder: Autoencoder, *, subtracts: bool) -> Float[Tensor, 
     if own == subtracts:
         return autoencoder.b_enc.detach()
     return bias_without_shift(autoencoder.W_enc, autoencoder.b_enc, autoencoder.b_dec if own else -autoencoder.b_dec)
+
+
+def check_finite(parameters: Mapping[str, Tensor], path: str | Path) -> None:
+    """Raises FormatError where what a file says to multiply or divide by has made a parameter infinite; a log_threshold of -Inf is zero."""
+    for name, parameter in parameters.items():
+        zero = torch.isneginf(parameter) if name == "log_threshold" else False
+        if not bool((torch.isfinite(parameter) | zero).all()):
+            raise FormatError(f"{path}: {name} is not finite once the factors that the file states are folded in")
+
+
+def made_folder(path: str | Path, format: str) -> Path:
+    """The folder `path`, made where it does not exist. Raises ConfigError for a file."""
+    folder = Path(path)
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"path must be a folder for {format}, {folder} is a file")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def provenance(format: str, config: Mapping[str, Any], notes: Sequence[str], **known: str | None) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from sae.dictionaries.autoencoder import Autoencoder, AutoencoderConfig
 from sae.errors import FormatError
 from sae.interop.dictionary_learning.config import BACKUP, CONFIG, NAME, THRESHOLDED, WEIGHTS, Stated, stated
 from sae.interop.files import Tensors, check_keys, read_json, read_torch
-from sae.interop.rewriting import assembled, bias_without_shift, provenance
+from sae.interop.rewriting import assembled, bias_without_shift, check_finite, provenance
 
 
 def read(path: str | Path) -> Autoencoder:
@@ -37,6 +37,7 @@ def read(path: str | Path) -> Autoencoder:
         told += _unit_atoms_(parameters)
     if said.transcoder and said.layout.subtracts:
         told += _without_shift_(parameters)
+    check_finite(parameters, weights)
     d_in, d_sae = parameters["W_enc"].shape
     config = AutoencoderConfig(
         d_in=d_in,
@@ -66,7 +67,7 @@ def _of_backup(found: dict[str, Any], path: Path) -> tuple[dict[str, Any], float
     factor = 1.0 if found["norm_factor"] is None else Tensors(found, path).scalar("norm_factor")
     if factor <= 0:
         raise FormatError(f"{path}: norm_factor must be positive, got {factor}")
-    note = f"saved at step {found.get('step')} of a training on activations / {factor}: biases and threshold are multiplied by that factor"
+    note = f"saved at step {str(found.get('step'))[:20]} of a training on activations / {factor}: biases and threshold are multiplied by that factor"
     return found["ae"], factor, note
 
 
@@ -86,7 +87,10 @@ def _parameters(tensors: Tensors, said: Stated, *, is_checkpoint: bool) -> tuple
         parameters |= {"r_mag": tensors.take("r_mag", d_sae), "b_mag": tensors.take("mag_bias", d_sae)}
         return parameters, Gated(), notes
     if said.dict_class == "JumpReluAutoEncoder":
-        parameters["log_threshold"] = tensors.take("threshold", d_sae).clamp_min(0).double().log().float()
+        threshold = tensors.take("threshold", d_sae)
+        parameters["log_threshold"] = threshold.clamp_min(0).double().log().float()
+        if (n_below := int((threshold < 0).sum())) > 0:
+            notes.append(f"{n_below} thresholds are below 0, where the library's ReLU makes them 0")
         bandwidth = said.trainer.get("bandwidth")
         return parameters, (JumpReLU(bandwidth=bandwidth) if isinstance(bandwidth, float) and bandwidth > 0 else JumpReLU()), notes
     if said.dict_class in ("AutoEncoder", "AutoEncoderNew"):

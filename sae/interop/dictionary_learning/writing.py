@@ -15,7 +15,7 @@ from sae.dictionaries.base import Dictionary
 from sae.errors import ConfigError
 from sae.interop.dictionary_learning.config import CONFIG, LAYOUTS, MISSPELT, NAME, SHARED, WEIGHTS
 from sae.interop.files import write_json, write_torch
-from sae.interop.rewriting import encoder_bias, foreign_config, plain
+from sae.interop.rewriting import encoder_bias, foreign_config, made_folder, plain
 
 
 def write(dictionary: Dictionary, path: str | Path) -> None:
@@ -33,8 +33,7 @@ def write(dictionary: Dictionary, path: str | Path) -> None:
         )
     foreign = dictionary.provenance.get("foreign") if foreign_config(dictionary, NAME) else {}
     dict_class = _class_of(autoencoder, foreign)
-    folder = Path(path)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = made_folder(path, NAME)
     write_torch(folder / WEIGHTS, _tensors(autoencoder, dict_class, foreign))
     write_json(folder / CONFIG, _config(autoencoder, dict_class, dictionary.provenance, foreign.get("config", {})))
 
