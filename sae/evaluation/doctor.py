@@ -146,8 +146,9 @@ class _Trial:
     def ranked(self) -> list[Complaint]:
         """The uses that help most, the plainest of equally good ones first; those that help only in part are left out."""
         best = min((complaint.fvu or 0.0 for complaint in self.found.values()), default=0.0)
-        near = [complaint for complaint in self.found.values() if (complaint.fvu or 0.0) <= NEARLY_BEST * best]
-        return sorted(near, key=lambda complaint: ((complaint.fvu or 0.0) > 1.1 * best, PLAINNESS.index(complaint.name)))
+        near = [complaint for complaint in self.found.values() if (complaint.fvu or 0.0) <= max(NEARLY_BEST * best, best + LEAST_GAIN)]
+        as_good = max(1.1 * best, best + LEAST_GAIN / 2)
+        return sorted(near, key=lambda complaint: ((complaint.fvu or 0.0) > as_good, PLAINNESS.index(complaint.name)))
 
 
 def helps(fvu: float, before: float) -> bool:
