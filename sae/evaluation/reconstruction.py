@@ -2,6 +2,8 @@
 
     FVU                 = sum_t ||x_t - x_hat_t||^2 / sum_t ||x_t - x_bar||^2        x_bar: mean of the evaluated tokens
     explained variance  = 1 - FVU                                                     the only definition used here
+    FVU of dimension j  = sum_t (x_tj - x_hat_tj)^2 / sum_t (x_tj - x_bar_j)^2
+    relative error      = mean_t  ||x_t - x_hat_t||^2 / ||x_t||^2
     cosine              = mean_t  x_t . x_hat_t / (||x_t|| ||x_hat_t||)
     norm ratio          = mean_t  ||x_hat_t|| / ||x_t||
     reconstruction bias = sum_t ||x_hat_t||^2 / sum_t x_t . x_hat_t                   1: unbiased, below 1: shrunk
@@ -12,6 +14,13 @@
 All in the language model's activation space, on the tokens given, summed in float64. The reconstruction bias is that of Rajamanoharan et al.
 (2024), arXiv 2404.16014, section 4. FVU of predicting the mean is 1 by definition; `pca_fvu` gives the FVU of the best linear code with the
 same number of real coefficients per token, the baseline a sparse code has to be read against.
+
+Numbers of other libraries under the same names are not these. The mean over dimensions of FVU, as scikit-learn's r2_score and torchmetrics
+average it unless asked not to, weighs a dimension that hardly varies like one that carries the signal; FVU is the mean weighted by variance. The "legacy"
+explained variance of SAELens and llamascopium is a mean over tokens of 1 - ||e_t||^2 / ||x_t - x_bar||^2, which tokens near the mean decide.
+dictionary_learning takes the variance of the residual, so that a constant error costs nothing, and averages over batches. SAEBench's formula
+squares the mean over dimensions of E[x^2] where the squared length of the mean belongs: 447 for a variance of 210 in one batch. Whatever is
+averaged over batches depends on their size.
 """
 
 import dataclasses
@@ -29,6 +38,7 @@ from sae.dictionaries.base import Dictionary
 from sae.dictionaries.codes import SparseCodes
 from sae.dictionaries.pursuit import MatchingPursuit
 from sae.errors import ConfigError
+from sae.evaluation.token_sums import Totals
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,3 +201,40 @@ def pca_fvu(fit: Iterable[Float[Tensor, "_ d_in"]], batches: Iterable[Float[Tens
         residual += float((x - mean).square().sum())
     variance = sums.variance("pca_fvu")
     return ErrorCurve(tuple(ks), tuple((residual - float(captured[:k].sum())) / variance for k in ks))
+
+
+def fvu(totals: Totals) -> Float[Tensor, " draws"]:
+    """FVU: squared error over squared deviation from the mean, both summed over tokens and dimensions."""
+    return totals.errors().sum(1) / totals.variance().sum(1)
+
+
+def dimension_fvu(totals: Totals) -> Float[Tensor, "draws d_out"]:
+    """FVU of each dimension; nan for one that does not vary."""
+    variance = totals.variance()
+    return torch.where(variance > 1e-12 * variance.amax(1, keepdim=True), totals.errors() / variance, torch.nan)
+
+
+def per_token(totals: Totals, name: str) -> Float[Tensor, " draws"]:
+    """The mean over tokens of one of `token_sums.SCALARS`: cosine, norm ratio, relative error, L0."""
+    return totals.scalar(name) / totals.scalar("tokens")
+
+
+def reconstruction_bias(totals: Totals) -> Float[Tensor, " draws"]:
+    """E||x_hat||^2 / E[x . x_hat]: 1 where the error is orthogonal to the reconstruction, c for x_hat = c x; nan for x_hat = 0.
+
+    The relative reconstruction bias gamma of Rajamanoharan et al. (2024), arXiv 2404.16014, section 4: 1 / gamma is the factor by which the
+    reconstruction would have to be multiplied for the least squared error; an L1 penalty makes it less than 1.
+    """
+    return totals.scalar("hat_squares") / totals.scalar("dots")
+
+
+def captured_energy(acts: Float[Tensor, "n d"], mean: Float[Tensor, " d"], components: Float[Tensor, "d k"]) -> Float[Tensor, " n"]:
+    """|(x - mean) V|^2 of each row: what a linear code with orthonormal columns V keeps of its squared distance from the mean. float64."""
+    return ((acts.double() - mean.double()).float() @ components.float()).double().square().sum(1)
+
+
+def principal_components(covariance: Float[Tensor, "d d"], k: int) -> Float[Tensor, "d k"]:
+    """The k eigenvectors of largest variance, as columns. Raises ConfigError for a k outside 0..d."""
+    if not 0 <= k <= len(covariance):
+        raise ConfigError(f"k must be in 0..d={len(covariance)}, got {k} (principal_components)")
+    return torch.linalg.eigh(covariance).eigenvectors.flip(1)[:, :k]
