@@ -80,12 +80,18 @@ def read(path: str | Path) -> Autoencoder:
     folder = Path(path)
     raw = read_json(folder / CONFIG)
     config = _config(raw, folder / CONFIG)
+    transcoder = config.transcode or config.skip_connection
+    own = _own_config(config, transcoder, folder / CONFIG)
     tensors = Tensors(read_safetensors(folder / WEIGHTS), folder / WEIGHTS)
     wanted = ["encoder.weight", "encoder.bias", "W_dec", "b_dec", *(["W_skip"] if config.skip_connection else [])]
     tensors.require(*wanted)
     d_in, d_sae = config.d_in, config.d_sae
+    try:
+        W_enc = tensors.take("encoder.weight", d_sae, d_in).T
+    except FormatError as error:
+        raise FormatError(f"{error} ({CONFIG} says d_in {d_in} and {d_sae} latents)") from error
     parameters = {
-        "W_enc": tensors.take("encoder.weight", d_sae, d_in).T,
+        "W_enc": W_enc,
         "b_enc": tensors.take("encoder.bias", d_sae),
         "W_dec": tensors.take("W_dec", d_sae, d_in),
         "b_dec": tensors.take("b_dec", d_in),
@@ -94,11 +100,10 @@ def read(path: str | Path) -> Autoencoder:
         parameters["W_skip"] = tensors.take("W_skip", d_in, d_in).T
     tensors.finish()
     notes = [*tensors.notes(), *_notes(raw, config)]
-    transcoder = config.transcode or config.skip_connection
     if transcoder and not config.transcode:
         parameters["b_enc"] = bias_without_shift(parameters["W_enc"], parameters["b_enc"], parameters["b_dec"])
     sites, told = _sites(folder, transcoder)
-    return assembled(_own_config(config, transcoder, folder / CONFIG), parameters, provenance("sparsify", raw, [*notes, *told], **sites))
+    return assembled(own, parameters, provenance("sparsify", raw, [*notes, *told], **sites))
 
 
 def _config(raw: dict[str, Any], path: Path) -> CoderConfig:
