@@ -288,7 +288,8 @@ def check(folder: Path) -> None:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("error")
             sae = lens.SAE.load_from_disk(case).eval()
-            said = {"codes": sae.encode(expected["acts"]), "output": sae(expected["acts"])}
+            acts = expected["acts"].unflatten(1, (3, -1)) if sae.cfg.reshape_activations == "hook_z" else expected["acts"]
+            said = {"codes": sae.encode(acts), "output": sae(acts).reshape(len(acts), -1)}
         difference = max(float((said[name] - expected[name]).abs().max()) for name in said)
         files = sorted(path for path in case.iterdir() if path.name != EXPECTED)
         digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}

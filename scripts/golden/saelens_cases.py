@@ -37,6 +37,10 @@ def cases() -> dict[str, Dictionary]:
             made[name if subtracts else f"{name}_raw_input"] = filled(Autoencoder(config), seed)
         config = AutoencoderConfig(d_in=D_IN, d_sae=D_SAE, activation=activation, apply_b_dec_to_input=seed % 2 == 0)
         made[f"{name}_scaled"] = filled(Autoencoder(config, scaling(D_IN, 0.5, seed)), seed + 10)
+    of_z = Autoencoder(
+        AutoencoderConfig(d_in=D_IN, d_sae=D_SAE, activation=ReLU()), provenance={"site": "blocks.1.attn.hook_z", "model": "tiny"}
+    )
+    made["of_z"] = filled(of_z, 19)
     return made | _normalised() | _transcoders() | _pursuits()
 
 

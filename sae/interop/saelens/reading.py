@@ -15,6 +15,7 @@ from sae.dictionaries.pursuit import MatchingPursuit, PursuitConfig
 from sae.dictionaries.scaling import Scaling
 from sae.errors import ConfigError, FormatError
 from sae.interop.files import Tensors, check_keys, read_json, read_safetensors
+from sae.interop.rewriting import provenance
 from sae.interop.saelens.config import ADVICE, CONFIG, NORMALISATIONS, SCALER, WEIGHTS, Header, header
 
 MIN_NORM = 1e-8
@@ -51,9 +52,9 @@ def read(path: str | Path) -> Dictionary:
         raise FormatError(f"{head.path} does not describe a dictionary: {error}") from error
     found.finish()
     scaling, notes = _scaling(folder, head)
-    provenance = _provenance(head, [*head.notes, *found.notes(), *_dtype_notes(head, found), *parts.notes, *notes])
+    origin = _provenance(head, [*head.notes, *found.notes(), *_dtype_notes(head, found), *parts.notes, *notes])
     kind = MatchingPursuit if isinstance(parts.config, PursuitConfig) else Autoencoder
-    dictionary = kind(parts.config, scaling, provenance=provenance)  # type: ignore[arg-type]
+    dictionary = kind(parts.config, scaling, provenance=origin)  # type: ignore[arg-type]
     with torch.no_grad():
         own = dict(dictionary.named_parameters()) | dict(dictionary.named_buffers())
         for name, tensor in parts.weights.items():
@@ -205,12 +206,10 @@ def _dtype_notes(head: Header, found: Tensors) -> list[str]:
 
 
 def _provenance(head: Header, notes: list[str]) -> dict[str, Any]:
-    known, provenance = head.metadata, {}
-    for name, key in (("site", "hook_name"), ("target_site", "hook_name_out"), ("model", "model_name")):
-        if isinstance(known.get(key), str) and known[key]:
-            provenance[name] = known[key]
+    known = {key: value for key, value in head.metadata.items() if isinstance(value, str) and value}
     if head.choice("reshape_activations", "none", ("none", "hook_z")) == "hook_z":
         notes.append("reshape_activations is hook_z: SAELens lays the heads of z end to end, and so must the activations given here be")
-    if known.get("hook_head_index") is not None:
-        notes.append(f"it was trained on head {known['hook_head_index']} of the site alone")
-    return {**provenance, "foreign": {"format": "saelens", "config": head.original, "notes": notes}}
+    if head.metadata.get("hook_head_index") is not None:
+        notes.append(f"it was trained on head {head.metadata['hook_head_index']} of the site alone")
+    site, target, model = (known.get(key) for key in ("hook_name", "hook_name_out", "model_name"))
+    return provenance("saelens", head.original, notes, site=site, target_site=target, model=model)

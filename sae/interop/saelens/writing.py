@@ -12,6 +12,7 @@ from sae.dictionaries.base import Dictionary
 from sae.dictionaries.pursuit import MatchingPursuit
 from sae.errors import ConfigError
 from sae.interop.files import write_json, write_safetensors
+from sae.interop.rewriting import foreign_config
 from sae.interop.saelens.config import CONFIG, NORMALISATIONS, SCALER, VERSION, WEIGHTS, header
 
 ARCHITECTURES: dict[type, str] = {
@@ -30,6 +31,7 @@ def write(dictionary: Dictionary, path: str | Path) -> None:
     """Write a folder that SAELens' `SAE.load_from_disk` reads, with its inference form of the dictionary.
 
     A scaling other than the identity is folded into the weights first: the function is the same, codes are then in units of the activations.
+    One trained on z is written with reshape_activations hook_z: SAELens hands it the heads apart.
     Metadata that were read from this format go back as they were; otherwise they are the site and the model of `provenance`. Files of the
     same names in an existing folder are replaced. Raises ConfigError for what the format does not have: codebooks, signed and orthogonal
     pursuit, and transcoders that keep other latents than ReLU, JumpReLU and BatchTopK do.
@@ -113,10 +115,12 @@ def _inputs(folded: Dictionary, same_units: bool) -> dict[str, Any]:
     """How activations are prepared, and the metadata."""
     names = {how: name for name, how in NORMALISATIONS.items() if name != "expected_average_only_in"}
     keys: dict[str, Any] = {"normalize_activations": names[folded.normalisation], "reshape_activations": "none"}
-    foreign = folded.provenance.get("foreign")
-    if not isinstance(foreign, dict) or foreign.get("format") != "saelens" or not isinstance(foreign.get("config"), dict):
+    config = foreign_config(folded, "saelens")
+    if not config:
+        if str(folded.provenance.get("site")).endswith(".attn.hook_z") and not (isinstance(folded, Autoencoder) and folded.is_transcoder):
+            keys["reshape_activations"] = "hook_z"
         return {**keys, "metadata": _metadata(folded.provenance)}
-    before = header(foreign["config"], Path("provenance") / CONFIG)
+    before = header(config, Path("provenance") / CONFIG)
     if same_units and before.settings.get("normalize_activations") == "expected_average_only_in":
         keys["normalize_activations"] = "expected_average_only_in"
     keys["reshape_activations"] = before.settings.get("reshape_activations", "none")

@@ -172,6 +172,12 @@ def test_inputs_that_somebody_else_must_prepare_are_written_as_they_were_read(tm
         assert written[key] == {"average": "expected_average_only_in", "hook_z": "hook_z"}[case.removeprefix("before_6_")]
 
 
+def test_a_dictionary_of_z_is_handed_the_heads_apart(tmp_path: Path) -> None:
+    for name, how in (("of_z", "hook_z"), ("relu", "none")):
+        saelens.write(OURS[name], tmp_path / name)
+        assert json.loads((tmp_path / name / CONFIG).read_text())["reshape_activations"] == how
+
+
 def test_old_metadata_are_written_with_a_version_that_is_not_old(tmp_path: Path) -> None:
     saelens.write(saelens.read(GOLDEN / "before_6_topk"), tmp_path)
     assert metadata(tmp_path)["sae_lens_version"] == VERSION
