@@ -23,7 +23,9 @@ class FakeHub:
         self.repositories[repo] = {"files": dict(files), "private": False, "gated": False} | options
 
     def downloads(self):
-        return sorted({path.split("/resolve/", 1)[1].split("/", 1)[1] for method, path in self.requests if method == "GET" and "/resolve/" in path})
+        return sorted(
+            {path.split("/resolve/", 1)[1].split("/", 1)[1] for method, path in self.requests if method == "GET" and "/resolve/" in path}
+        )
 
 
 def sha(repository):
@@ -97,7 +99,9 @@ class Handler(BaseHTTPRequestHandler):
         if rest and rest[0] not in ("main", sha(repository)):
             return self.refuse(404, "RevisionNotFound", f"Invalid rev id: {rest[0]}")
         siblings = [{"rfilename": name} for name in sorted(repository["files"])]
-        return self.answer({"id": repo, "modelId": repo, "sha": sha(repository), "siblings": siblings, "private": repository["private"], "tags": []})
+        return self.answer(
+            {"id": repo, "modelId": repo, "sha": sha(repository), "siblings": siblings, "private": repository["private"], "tags": []}
+        )
 
     def do_preupload(self, repository, repo, rest, body):
         files = [{"path": file["path"], "uploadMode": "regular", "shouldIgnore": False, "oid": None} for file in json.loads(body)["files"]]
@@ -116,7 +120,11 @@ class Handler(BaseHTTPRequestHandler):
         if name not in repository["files"]:
             return self.refuse(404, "EntryNotFound", "Entry not found")
         data = repository["files"][name]
-        headers = {"ETag": f'"{hashlib.sha1(data).hexdigest()}"', "X-Repo-Commit": sha(repository), "Content-Type": "application/octet-stream"}
+        headers = {
+            "ETag": f'"{hashlib.sha1(data).hexdigest()}"',
+            "X-Repo-Commit": sha(repository),
+            "Content-Type": "application/octet-stream",
+        }
         return self.answer(data=data, headers=headers)
 
 
