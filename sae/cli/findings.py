@@ -1,6 +1,6 @@
-"""How `sae geometry` shows itself: what there is, what is being measured, and a table of findings that suits narrow screens."""
+"""How batteries show themselves on the console: what there is, what is being measured, and tables of findings that suit narrow screens."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from rich import box
 from rich.markup import escape
@@ -8,7 +8,7 @@ from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedC
 from rich.table import Table
 
 from sae.cli.screen import NarrowingBar, console
-from sae.evaluation.batteries import BATTERIES, Done, Finding, Inputs, Results, Task
+from sae.evaluation.batteries import BATTERIES, Battery, Done, Finding, Inputs, Results, Task
 from sae.evaluation.batteries.wording import null_text, p_text, value_text
 from sae.inspection.finding_tables import span
 from sae.inspection.geometry_page import rule
@@ -25,9 +25,9 @@ NEEDS = {
 }
 
 
-def list_batteries() -> None:
+def list_batteries(batteries: Mapping[str, Battery] = BATTERIES) -> None:
     """Print every battery with its measures, what they need, and their quantities."""
-    for battery in BATTERIES.values():
+    for battery in batteries.values():
         console.print(f"[bold]{battery.name}[/bold]  {battery.about}", highlight=False)
         for measure in battery.measures:
             needs = " and ".join(NEEDS[need] for need in measure.needs)
@@ -35,7 +35,7 @@ def list_batteries() -> None:
             console.print(f"    [dim]{', '.join(quantity.name for quantity in measure.quantities)}[/dim]", highlight=False)
 
 
-def describe(inputs: Inputs, tasks: Sequence[Task], *, quick: bool) -> None:
+def print_settings(inputs: Inputs, tasks: Sequence[Task], *, quick: bool) -> None:
     """Print what is going to be measured, and with which settings."""
     what = ", ".join(inputs.names[key] for key in ("dictionary", "other", "store", "model") if key in inputs.names)
     where = f" at {inputs.site}" if inputs.site else ""
@@ -85,7 +85,7 @@ def print_findings(results: Results) -> None:
                 table.add_row(*(escape(_span(several, name)) for name in names))
                 continue
             for found in several:
-                table.add_row(*(escape(_cell(found, name)) for name in names), style="bold" if found.stands_out == "yes" else None)
+                table.add_row(*(escape(cell_text(found, name)) for name in names), style="bold" if found.stands_out == "yes" else None)
         console.print(table, highlight=False)
     for name, reason in results.left_out:
         console.print(f"left out: {name}: {reason}", highlight=False, markup=False)
@@ -112,7 +112,8 @@ def _columns() -> tuple[str, ...]:
     return ("quantity", "value", "null", "out") if console.width >= MIDDLE else ("quantity", "value", "out")
 
 
-def _cell(found: Finding, column: str) -> str:
+def cell_text(found: Finding, column: str) -> str:
+    """What a column of the table says of a number."""
     if column == "quantity":
         return f"{found.name} · {found.subject}" if found.subject else found.name
     cells = {

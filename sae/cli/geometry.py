@@ -16,7 +16,7 @@ from typing import Annotated
 
 import typer
 
-from sae.cli.findings import describe, list_batteries, print_findings, show_progress
+from sae.cli.findings import list_batteries, print_findings, print_settings, show_progress
 from sae.cli.machine import DEFAULT, compute_device, load_model, set_threads
 from sae.cli.paths import distinct_names, load_any_dictionary, open_store, recognise, refuse_foreign
 from sae.cli.screen import console, stoppable
@@ -79,7 +79,7 @@ def geometry(
     refuse_foreign(out / "report")
     tasks = plan(battery or OF_KIND[inputs.there], inputs, quick=quick)
     if not as_json:
-        describe(inputs, tasks, quick=quick)
+        print_settings(inputs, tasks, quick=quick)
     with stoppable("the same command goes on"):
         results = gather(list(_performed(tasks, inputs, quiet=as_json)), seed=seed)
     _write(results, inputs, out, quick=quick)

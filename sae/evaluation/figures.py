@@ -51,6 +51,8 @@ class Series:
     """A result, or what chance gives (grey, dashed)."""
     labels: tuple[str, ...] = ()
     """What each point is, shown when it is pointed at; or empty."""
+    named: bool = False
+    """Whether the labels stand beside the points."""
 
     def __post_init__(self) -> None:
         n = len(self.x) - (self.mark == "bars")
@@ -62,6 +64,8 @@ class Series:
                 raise ConfigError(f"x and {name} must be finite (Series {self.name!r})")
         if self.labels and len(self.labels) != n:
             raise ConfigError(f"labels must be {n} to match x, got {len(self.labels)} (Series {self.name!r})")
+        if self.named and not (self.labels and self.mark == "points"):
+            raise ConfigError(f"named must be False without labels of points (Series {self.name!r})")
         if self.mark == "bars" and any(b <= a for a, b in pairwise(self.x)):
             raise ConfigError(f"x must ascend: they are the edges of bars (Series {self.name!r})")
 

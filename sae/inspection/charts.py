@@ -102,7 +102,7 @@ def figure_chart(figure: AnyFigure, places: Mapping[str, int] | None = None) -> 
     if isinstance(figure, HeatMap):
         return heat_map(figure)
     listed = [s for s in figure.series if _in_legend(s)]
-    drawn = [s for s in figure.series if not _in_legend(s)]
+    drawn = [s for s in figure.series if s.mark == "line"]
     longest = max((len(s.name) for s in drawn), default=0)
     right = WIDTH - (min(18 + 6.6 * longest, 190) if drawn else 16)
     legend = listed if len(figure.series) > 1 else []
@@ -117,13 +117,14 @@ def figure_chart(figure: AnyFigure, places: Mapping[str, int] | None = None) -> 
     parts += [shape for s in lines for shape in _band(s, x, y, colours[s.name])]
     parts += [shape for s in lines for shape in _curve(s, x, y, colours[s.name])]
     parts += [*_rules(figure, x, y, right, top), *_names(drawn, x, y, colours, right), *_legend(legend, colours, right)]
+    parts += _labels([s for s in figure.series if s.named], x, y, colours, right)
     label = f"{figure.title}: {figure.y.label} against {figure.x.label} for {', '.join(s.name for s in figure.series)}"
     return drawing(WIDTH, HEIGHT, label, parts, class_="chart figure")
 
 
 def _in_legend(series: Series) -> bool:
-    """Whether its name stands above the chart and not beside its last point: bars, and points that no line joins."""
-    return series.mark != "line"
+    """Whether its name stands above the chart and not beside its points: bars, and points that no line joins and that have no labels."""
+    return series.mark != "line" and not series.named
 
 
 def colour_places(figures: Iterable[AnyFigure]) -> dict[str, int]:
@@ -316,6 +317,23 @@ def _names(drawn: list[Series], x: Scale, y: Scale, colours: dict[str, tuple[str
         name, colour, _ = colours[s.name]
         parts.append(line(x(s.x[-1]) + 5, y(s.y[-1]), right, place, class_="leader", opacity=0.25))
         parts.append(text(right + 4, place + 4, s.name, class_=f"name {name}", fill=colour, font_weight=600))
+    return parts
+
+
+def _labels(named: list[Series], x: Scale, y: Scale, colours: dict[str, tuple[str, str, int]], right: float | int) -> list[Markup]:
+    """The labels of points beside them, to the left on the right half; one under the other where they would overlap."""
+    points = [(x(a), y(b), label, colours[s.name]) for s in named for a, b, label in zip(s.x, s.y, s.labels, strict=True)]
+    parts = []
+    for on_left in (False, True):
+        side = [point for point in points if (point[0] > (LEFT + right) / 2) == on_left]
+        heights = spread([point[1] for point in side], 15, y.last + 4, y.first - 4)
+        for (at, down, label, (name, colour, _)), place in zip(side, heights, strict=True):
+            reach = -16 if on_left else 16
+            if abs(place - down) > 5:
+                parts.append(line(at + reach / 4, down, at + reach, place, class_="leader", opacity=0.35))
+            anchor = "end" if on_left else "start"
+            near = at + (reach * 1.2 if abs(place - down) > 5 else reach / 2)
+            parts.append(text(near, place + 4, label, anchor=anchor, class_=f"name {name}", fill=colour, font_weight=600))
     return parts
 
 

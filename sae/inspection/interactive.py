@@ -102,12 +102,12 @@ def _traces(series: Series, colour: str, place: int, axis: Axis) -> list[dict[st
         "x": list(series.x),
         "y": list(series.y),
         "name": series.name,
-        "mode": "markers" if series.mark == "points" else "lines+markers" if few else "lines",
+        "mode": "markers+text" if series.named else "markers" if series.mark == "points" else "lines+markers" if few else "lines",
         "line": {"color": colour, "width": 2.2, "dash": "dash" if null else "solid"},
         "marker": {"color": colour, "size": 4 if many else 8, "opacity": 0.5 if many else 1.0, "symbol": SYMBOLS[place % len(SYMBOLS)]},
     }
     if names:
-        main |= {"text": names, "hovertemplate": "%{text}: %{y}<extra></extra>"}
+        main |= {"text": names, "hovertemplate": "%{text}: %{y}<extra></extra>", "textposition": "top center"}
     if not series.low:
         return [main]
     if series.mark == "points":

@@ -12,7 +12,7 @@ def facts_of(inputs: Inputs) -> dict[str, str]:
     for key, dictionary in (("dictionary", inputs.dictionary), ("other", inputs.other)):
         if dictionary is not None:
             title = "Dictionary" if key == "dictionary" else "Compared with"
-            facts[title] = f"{inputs.name(key)}: {kind_of(dictionary)}; digest {dictionary.digest[:12]}"
+            facts[title] = f"{inputs.name(key)}: {_sizes(dictionary)}; digest {dictionary.digest[:12]}"
     if inputs.store is not None:
         facts["Store"] = f"{inputs.name('store')}: {inputs.store.n_tokens:,} tokens; digest {inputs.store.digest[:12]}"
         facts["Site" if inputs.site else "Sites"] = inputs.site or _sites_text(inputs.sites)
@@ -24,8 +24,14 @@ def facts_of(inputs: Inputs) -> dict[str, str]:
 
 
 def kind_of(dictionary: Dictionary) -> str:
-    """Its class and sizes, in words."""
-    return f"{type(dictionary).__name__}, {dictionary.d_sae:,} atoms of width {dictionary.W_dec.shape[1]}"
+    """Its class, with the kind of its activation where it has one."""
+    activation = getattr(dictionary.config, "activation", None)
+    named = type(dictionary).__name__
+    return named if activation is None else f"{named} ({type(activation).__name__})"
+
+
+def _sizes(dictionary: Dictionary) -> str:
+    return f"{kind_of(dictionary)}, {dictionary.d_sae:,} atoms of width {dictionary.W_dec.shape[1]}"
 
 
 def _sites_text(sites: Sequence[str]) -> str:

@@ -11,12 +11,14 @@ from importlib.metadata import EntryPoint, entry_points
 
 from sae.errors import ConfigError
 from sae.evaluation.batteries import Battery
+from sae.evaluation.suite.fidelity import DENSITIES, RECONSTRUCTION
 
 GROUP = "sae.evaluations"
 """The group of entry points."""
 FAMILY = "evaluation"
 
-EVALUATIONS: dict[str, Battery] = {}
+OWN = (Battery("fidelity", "Fidelity", "what a reconstruction misses, and how sparsely", (RECONSTRUCTION, DENSITIES), family=FAMILY),)
+EVALUATIONS: dict[str, Battery] = {battery.name: battery for battery in OWN}
 """The batteries of this package, by name."""
 
 
