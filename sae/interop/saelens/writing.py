@@ -31,10 +31,10 @@ def write(dictionary: Dictionary, path: str | Path) -> None:
     """Write a folder that SAELens' `SAE.load_from_disk` reads, with its inference form of the dictionary.
 
     A scaling other than the identity is folded into the weights first: the function is the same, codes are then in units of the activations.
-    One trained on z is written with reshape_activations hook_z: SAELens hands it the heads apart.
-    Metadata that were read from this format go back as they were; otherwise they are the site and the model of `provenance`. Files of the
-    same names in an existing folder are replaced. Raises ConfigError for what the format does not have: codebooks, signed and orthogonal
-    pursuit, and transcoders that keep other latents than ReLU, JumpReLU and BatchTopK do.
+    A dictionary of z is written with reshape_activations hook_z, as SAELens hands over the heads of z apart. Metadata that were read from this
+    format go back as they were; otherwise they are the site and the model of `provenance`. Files of the same names in an existing folder are
+    replaced. Raises ConfigError for what the format does not have: codebooks, signed and orthogonal pursuit, and transcoders that keep other
+    latents than ReLU, JumpReLU and BatchTopK do.
     """
     same_units = dictionary.scaling.is_identity
     folded = dictionary if same_units and not _scales_target(dictionary) else dictionary.fold()
@@ -44,7 +44,7 @@ def write(dictionary: Dictionary, path: str | Path) -> None:
         own, tensors = _pursuit(folded)
     else:
         raise ConfigError(
-            f"dictionary must be an Autoencoder or a MatchingPursuit, got a {type(dictionary).__name__} (SAELens has no such form)"
+            f"dictionary must be an Autoencoder or a MatchingPursuit, got a {type(dictionary).__name__}: SAELens has no such form, `sae` holds it"
         )
     base = {"d_in": dictionary.d_in, "d_sae": dictionary.d_sae, "dtype": "float32", "device": "cpu"}
     base |= _inputs(folded, same_units)
@@ -89,9 +89,14 @@ def _transcoding(folded: Autoencoder, architecture: str, tensors: dict[str, Tens
     """What a transcoder's configuration has besides; its linear path goes into `tensors`."""
     if architecture not in TRANSCODERS:
         kind = type(folded.config.activation).__name__
-        raise ConfigError(f"dictionary must have ReLU, JumpReLU or BatchTopK, got a transcoder with {kind} (SAELens has no such form)")
+        advice = " and `sparsify` where input and output are equally wide" if kind == "TopK" else ""
+        raise ConfigError(
+            f"dictionary must have ReLU, JumpReLU or BatchTopK, got a transcoder with {kind}: SAELens has no such form, `sae` holds it{advice}"
+        )
     if folded.normalisation != "none":
-        raise ConfigError(f"normalisation must be 'none', got a transcoder with {folded.normalisation!r} (SAELens does not undo it)")
+        raise ConfigError(
+            f"normalisation must be 'none', got a transcoder with {folded.normalisation!r}, which SAELens does not undo; `sae` holds it"
+        )
     name = TRANSCODERS[architecture]
     if folded.config.skip:
         tensors["W_skip"] = folded.W_skip.T
@@ -104,7 +109,7 @@ def _pursuit(folded: MatchingPursuit) -> Parts:
     for wrong, what in ((config.selection != "positive", "signed selection"), (config.orthogonal, "orthogonal refitting")):
         if wrong:
             raise ConfigError(
-                f"dictionary must select by the largest positive correlation, got a pursuit with {what} (SAELens has no such form)"
+                f"dictionary must select by the largest positive correlation, got a pursuit with {what}: SAELens has no such form, `sae` holds it"
             )
     own: dict[str, Any] = {"architecture": "matching_pursuit", "apply_b_dec_to_input": True, "max_iterations": config.k}
     own |= {"residual_threshold": config.tolerance, "stop_on_duplicate_support": config.stop_on_repeat}
