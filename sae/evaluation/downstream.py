@@ -6,13 +6,20 @@
 
 Every variant replaces the site's activation at the same positions: the ones the mask allows (not the first of a row, no norm outliers); the
 others keep their clean activation. Only predictions made at those positions are counted. The ablations are part of the definition: against
-zero almost anything recovers nearly all, so both are given (zero ablation is the convention of SAEBench and SAELens, mean ablation the
-stricter one). The standard error treats rows of the token matrix as independent.
+zero almost anything recovers nearly all, so several are given. Zero ablation is the convention of SAEBench, SAELens and dictionary_learning;
+mean ablation is stricter, and resample ablation puts the activation of another token, of a right length and place but with no information
+on this one. The standard error of `downstream` treats rows of the token matrix as independent.
+
+`Splice` and `prediction_terms` are the parts of a cheaper way for activations that are stored: passes start at the site and end with the last
+residual stream, which is small enough to keep, and logits are made for some hundred positions at a time. With l the logits of a variant, l' those
+of the clean model and p' = softmax(l'),
+
+    CE_t = logsumexp(l) - l[next token]        KL_t = p' . (l' - l) - logsumexp(l') + logsumexp(l)
 """
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -143,3 +150,95 @@ class _RowSums:
             kl=float(torch.cat(self.kl[name]).sum()) / n,
             n_tokens=n,
         )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Rows:
+    """Rows of tokens whose activations at a site are known."""
+
+    tokens: Int[Tensor, "n_rows context"]
+    """Token ids."""
+    acts: Float[Tensor, "n_rows context width"]
+    """The site's activations in the untouched model."""
+    use: Bool[Tensor, "n_rows context"]
+    """Where they are replaced, and predictions counted but for the last position, which has no next token."""
+    document_ids: Int[Tensor, "n_rows context"] | None = None
+    """The document of every token where documents were kept apart; see `LanguageModel.capture`."""
+
+    @property
+    def counted(self) -> Bool[Tensor, "n_rows context-1"]:
+        """The positions whose prediction is counted."""
+        return self.use[:, :-1]
+
+    @property
+    def next_tokens(self) -> Int[Tensor, " n_counted"]:
+        """What is to be predicted there."""
+        return self.tokens[:, 1:][self.counted].long()
+
+
+class Splice:
+    """Replaces a site's activations and reads the last residual stream, from which all predictions follow."""
+
+    def __init__(self, model: LanguageModel, site: Site):
+        """Raises ConfigError for a site that the model does not have."""
+        self.model = model
+        self.site = model.site(site.name)
+        self.last = model.site(f"blocks.{model.shape.n_layers - 1}.hook_resid_post")
+
+    def final(self, rows: Rows, replacement: Float[Tensor, "n_used width"] | None = None) -> Float[Tensor, "n_counted d_model"]:
+        """The last residual stream at the counted positions, with `replacement` at the used ones (None: the activations as they are).
+
+        Computes only the blocks behind the site where that is the residual stream and documents are not kept apart; a whole pass otherwise.
+        """
+        acts = rows.acts
+        if replacement is not None:
+            acts = acts.clone()
+            acts[rows.use] = replacement.to(acts)
+        if self.site.kind in ("resid_pre", "resid_post") and rows.document_ids is None:
+            final = self.model.carry(acts, self.site, self.last)
+        else:
+            edits = [Edit.replace(self.site, acts)]
+            final = self.model.capture(rows.tokens, [self.last], edits=edits, document_ids=rows.document_ids)[self.last]
+        return final[:, :-1][rows.counted.to(final.device)]
+
+
+@torch.no_grad()
+def prediction_terms(
+    splice: Splice,
+    clean: Float[Tensor, "n d_model"],
+    finals: Sequence[Float[Tensor, "n d_model"]],
+    next_tokens: Int[Tensor, " n"],
+) -> Float[Tensor, "n_variants n 2"]:
+    """Cross-entropy and KL from the clean model, in nats, of every prediction: of the clean model itself first, then of each variant.
+
+    Takes last residual streams, as `Splice.final` gives them.
+    """
+    terms = torch.zeros(1 + len(finals), len(clean), 2)
+    step = max(1, LOGITS_PER_CHUNK // splice.model.shape.d_vocab)
+    for chunk in torch.arange(len(clean)).split(step):
+        logits, expected = _final_logits(splice, clean[chunk]), next_tokens[chunk, None].to(splice.model.device)
+        total = logits.logsumexp(1)
+        terms[0, chunk, 0] = (total - logits.gather(1, expected)[:, 0]).cpu()
+        p = (logits - total[:, None]).exp_()
+        for i, final in enumerate(finals, start=1):
+            other = _final_logits(splice, final[chunk])
+            other_total = other.logsumexp(1)
+            terms[i, chunk, 0] = (other_total - other.gather(1, expected)[:, 0]).cpu()
+            difference = other.neg_().add_(logits)
+            terms[i, chunk, 1] = (torch.linalg.vecdot(p, difference) - total + other_total).cpu()
+    return terms
+
+
+LOGITS_PER_CHUNK = 8_000_000
+"""Logits in memory at a time, for each of the clean model and the variant."""
+
+
+def _final_logits(splice: Splice, final: Float[Tensor, "n d_model"]) -> Float[Tensor, "n d_vocab"]:
+    """Logits of last residual streams; every position is a row of its own, since none needs another."""
+    return splice.model.resume(final[:, None], splice.last)[:, 0]
+
+
+def share_recovered(ablated: Float[Tensor, "*d"], spliced: Float[Tensor, "*d"], clean: Float[Tensor, "*d"]) -> Float[Tensor, "*d"]:
+    """(ablated - spliced) / (ablated - clean): the share of an ablation's damage that the reconstruction avoids; nan where it does none."""
+    damage = ablated - clean
+    return torch.where(damage > 0, (ablated - spliced) / damage, torch.nan)
