@@ -25,8 +25,9 @@ from sae.cli.screen import console
 from sae.dictionaries.autoencoder import Autoencoder
 from sae.dictionaries.base import Dictionary
 from sae.errors import ConfigError
-from sae.evaluation.doctor import Diagnosis, examine
+from sae.evaluation.doctor import Diagnosis, examine, examine_transcoder
 from sae.evaluation.downstream import Downstream, downstream
+from sae.evaluation.reconstruction import Reconstruction
 from sae.fingerprint import to_json
 from sae.interop.formats import identify, named
 from sae.models.language_model import LanguageModel
@@ -43,6 +44,7 @@ class _Tokens:
     store: ActivationStore
     site: str
     elsewhere: tuple[str, ...]
+    target: str = ""
 
 
 def doctor_command(
@@ -78,7 +80,7 @@ def doctor_command(
         return
     with _tokens(dictionary, store, language_model, site, n_tokens) as tokens:
         diagnosis = _examined(dictionary, tokens, n_tokens, seed)
-        effect = None if language_model is None else _effect(dictionary, language_model, tokens, n_tokens)
+        effect = None if language_model is None or tokens.target else _effect(dictionary, language_model, tokens, n_tokens)
         mismatch = _mismatch(dictionary, tokens, language_model)
     if as_json:
         record = {"read": read, "site": tokens.site, "scores": to_json(diagnosis.scores), "downstream": to_json(effect) if effect else None}
@@ -136,17 +138,19 @@ def _tokens(dictionary: Dictionary, folder: Path | None, model: LanguageModel | 
     if folder is not None:
         store = open_store(folder)
         fitting = tuple(name for name in store.site_names if store.site(name).width == dictionary.d_in)
-        yield _Tokens(store, _chosen(dictionary, fitting, store.site_names, site), fitting)
+        yield _Tokens(store, _chosen(dictionary, fitting, store.site_names, site), fitting, _target(dictionary, store.site_names))
         return
     assert model is not None
     every = tuple(name.name for name in model.sites(["blocks.*.*", "blocks.*.*.*"]) if name.width == dictionary.d_in)
     chosen = _chosen(dictionary, every, every, site)
-    sites = (chosen, *(name for name in _around(chosen, every) if name != chosen))
+    target = _target(dictionary, [name.name for name in model.sites(["blocks.*.*", "blocks.*.*.*"])])
+    near = [target] if target else _around(chosen, every)
+    sites = (chosen, *(name for name in near if name != chosen))
     with tempfile.TemporaryDirectory() as temporary:
         config = CaptureConfig(sites=sites, n_tokens=2 * n_tokens, context=min(CONTEXT, model.shape.n_ctx))
         for _ in collect(model, state_of_the_union(), Path(temporary) / "acts", config):
             pass
-        yield _Tokens(ActivationStore.open(Path(temporary) / "acts"), chosen, sites)
+        yield _Tokens(ActivationStore.open(Path(temporary) / "acts"), chosen, sites, target)
 
 
 def _chosen(dictionary: Dictionary, fitting: Sequence[str], there: Sequence[str], asked: str | None) -> str:
@@ -158,6 +162,17 @@ def _chosen(dictionary: Dictionary, fitting: Sequence[str], there: Sequence[str]
     what = f"got {asked}" if asked else f"the dictionary states {stated}" if stated else "the dictionary states none"
     few = ", ".join(fitting[:8]) + (" …" if len(fitting) > 8 else "")
     raise ConfigError(f"--site must be a site of width {dictionary.d_in} ({few or 'there is none among ' + ', '.join(there[:8])}), {what}")
+
+
+def _target(dictionary: Dictionary, there: Sequence[str]) -> str:
+    """The site that a transcoder explains; empty for an autoencoder. Raises ConfigError where it is not stated or not there."""
+    if not (isinstance(dictionary, Autoencoder) and dictionary.is_transcoder):
+        return ""
+    stated = str(dictionary.provenance.get("target_site") or "")
+    if stated not in there:
+        what = f"states {stated}" if stated else "states none"
+        raise ConfigError(f"a transcoder needs the activations of the site that it explains: it {what}, there are {', '.join(there[:8])}")
+    return stated
 
 
 def _around(chosen: str, every: Sequence[str]) -> list[str]:
@@ -179,6 +194,11 @@ def _examined(dictionary: Dictionary, tokens: _Tokens, n_tokens: int, seed: int)
         order = torch.randperm(len(usable), generator=torch.Generator().manual_seed(seed))[:n_tokens]
         return store.gather(site, usable[order].sort().values, dtype=torch.float32)
 
+    if tokens.target:
+        joint = (store.mask(tokens.site) & store.mask(tokens.target)).nonzero().squeeze(1)
+        rows = joint[torch.randperm(len(joint), generator=torch.Generator().manual_seed(seed))[:n_tokens].sort().values]
+        acts, targets = (store.gather(name, rows, dtype=torch.float32) for name in (tokens.site, tokens.target))
+        return examine_transcoder(dictionary, acts, targets)
     elsewhere = {name: sample(name)[:1024] for name in tokens.elsewhere if name != tokens.site}
     return examine(dictionary, sample(tokens.site), elsewhere=elsewhere, site=tokens.site, l0=_stated_l0(dictionary))
 
@@ -231,10 +251,13 @@ def _print_scores(diagnosis: Diagnosis, effect: Downstream | None, site: str) ->
     rows = [
         ("FVU", f"{s.fvu:.4f}", "share of the variance that is not explained; 1 is predicting the mean"),
         ("L0", f"{s.l0:.1f}", "active latents per token"),
-        ("norm ratio", f"{s.norm_ratio:.3f}", "norm of the reconstruction over that of the activation"),
-        ("cosine", f"{s.cosine:.3f}", "between the two"),
         ("dead", f"{s.dead_share:.1%}", "latents that fired on none of these tokens"),
     ]
+    if isinstance(s, Reconstruction):
+        rows += [
+            ("norm ratio", f"{s.norm_ratio:.3f}", "norm of the reconstruction over that of the activation"),
+            ("cosine", f"{s.cosine:.3f}", "between the two"),
+        ]
     if effect is not None:
         rows += [
             (

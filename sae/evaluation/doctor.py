@@ -23,6 +23,7 @@ from sae.dictionaries.pursuit import MatchingPursuit
 from sae.dictionaries.scaling import normalised, row_statistics
 from sae.errors import ConfigError
 from sae.evaluation.reconstruction import Reconstruction, reconstruction
+from sae.evaluation.transcoding import Transcoding, transcoding
 
 MARKED = 0.6
 """Share of the FVU below which a use counts as a remedy."""
@@ -71,14 +72,14 @@ class Complaint:
 class Diagnosis:
     """The state of a dictionary on a sample of activations."""
 
-    scores: Reconstruction
+    scores: Reconstruction | Transcoding
     """Scores of the dictionary as it is."""
     complaints: tuple[Complaint, ...]
     """What looks wrong; the most telling first, empty where nothing does."""
     tried: Mapping[str, float]
     """FVU of every use that was tried, by name, on the first tokens."""
     fvu_tried: float
-    """FVU of the dictionary as it is on those tokens."""
+    """FVU of the dictionary as it is on those tokens; nan where nothing was tried."""
 
     @property
     def is_sound(self) -> bool:
@@ -109,7 +110,7 @@ def examine(
     transcoder, whose input is not what it reconstructs, and for activations that do not vary.
     """
     if dictionary.W_dec.shape[1] != dictionary.d_in or getattr(dictionary.config, "d_out", None) is not None:
-        raise ConfigError("dictionary must reconstruct its input, got a transcoder: score it with sae.evaluation.transcoding (examine)")
+        raise ConfigError("dictionary must reconstruct its input, got a transcoder: see examine_transcoder (examine)")
     scores = reconstruction(dictionary, acts.split(BATCH)).scores
     x = acts[:ROWS_TRIED].float()
     variance = float((x - x.mean(0)).double().square().sum())
@@ -120,6 +121,13 @@ def examine(
         trial.take(remedy)
     _other_sites(trial, dictionary, elsewhere or {}, site)
     return Diagnosis(scores, (*trial.ranked(), *_plain(dictionary, scores, l0)), trial.tried, trial.fvu)
+
+
+@torch.no_grad()
+def examine_transcoder(dictionary: Dictionary, acts: Float[Tensor, "n d_in"], targets: Float[Tensor, "n d_out"]) -> Diagnosis:
+    """Score a transcoder on the activations of its input and of its target; what the scores say is said, and no other uses are tried."""
+    scores = transcoding(dictionary, zip(acts.split(BATCH), targets.split(BATCH), strict=True))
+    return Diagnosis(scores, tuple(_plain(dictionary, scores, None)), {}, math.nan)
 
 
 @dataclass(frozen=True, eq=False)
@@ -268,14 +276,14 @@ def _other_sites(trial: _Trial, dictionary: Dictionary, elsewhere: Mapping[str, 
         trial.keep("site", fvu, text)
 
 
-def _plain(dictionary: Dictionary, scores: Reconstruction, l0: float | int | None) -> Iterator[Complaint]:
+def _plain(dictionary: Dictionary, scores: Reconstruction | Transcoding, l0: float | int | None) -> Iterator[Complaint]:
     """What the scores and weights say without trying anything."""
     n = scores.n_tokens
     if scores.l0 == 0:
         yield Complaint("silent", f"no latent fires on any of {n:,} tokens")
     if scores.fvu >= 1:
         yield Complaint("FVU", f"FVU is {scores.fvu:.3g}: predicting the mean activation everywhere would be as good (1) or better")
-    if not 0.5 <= scores.norm_ratio <= 1.5:
+    if isinstance(scores, Reconstruction) and not 0.5 <= scores.norm_ratio <= 1.5:
         yield Complaint("norms", f"reconstructions have {scores.norm_ratio:.3g} times the norm of the activations on average")
     expected = l0 or dictionary.k
     if expected and scores.l0 and not 0.5 <= scores.l0 / expected <= 2:
@@ -284,7 +292,7 @@ def _plain(dictionary: Dictionary, scores: Reconstruction, l0: float | int | Non
         yield Complaint(
             "dead", f"{scores.dead_share:.1%} of the latents fire on none of {n:,} tokens: more than a sample of text would explain"
         )
-    if isinstance(dictionary, Autoencoder):
+    if isinstance(dictionary, Autoencoder) and not dictionary.is_transcoder:
         cosine = float(torch.cosine_similarity(dictionary.W_enc.T, dictionary.W_dec, dim=1).median())
         if cosine < 0.05:
             yield Complaint(

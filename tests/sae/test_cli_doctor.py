@@ -36,6 +36,9 @@ def made(tmp_path_factory):
     silent = JumpReLU(threshold=float(store.norms(SITES[0]).max()))
     save_dictionary(both_signs(mean, activation=silent, site=SITES[0], model="gpt2", model_digest="0" * 64), folder / "spoilt")
     save_dictionary(both_signs(torch.zeros(D_IN), site="blocks.1.hook_resid_post"), folder / "of the model")
+    transcoder = AutoencoderConfig(d_in=D_IN, d_sae=40, activation=ReLU(), d_out=D_IN)
+    save_dictionary(Autoencoder(transcoder, provenance={"site": SITES[0], "target_site": SITES[1]}), folder / "transcoder")
+    save_dictionary(Autoencoder(transcoder, provenance={"site": SITES[0]}), folder / "aimless transcoder")
     tiny_hf_model(0, n_layers=2).save_pretrained(folder / "model")
     tiny_tokenizer().save_pretrained(folder / "model")
     return folder
@@ -91,6 +94,15 @@ def test_in_a_language_model_it_adds_what_the_reconstruction_does_to_it(made):
     assert result.exit_code == 0, result.output
     assert "CE recovered" in result.output
     assert " 1.000 " in result.output
+
+
+def test_a_transcoder_is_scored_against_the_site_that_it_explains(made):
+    result = doctor(made / "transcoder", "--store", made / "acts", "--n-tokens", 400)
+    assert result.exit_code == 1
+    assert "FVU is" in result.output
+    assert "norm ratio" not in result.output
+    with pytest.raises(ConfigError, match="states none"):
+        doctor(made / "aimless transcoder", "--store", made / "acts")
 
 
 def test_what_is_no_dictionary_and_too_few_tokens_are_refused(made):

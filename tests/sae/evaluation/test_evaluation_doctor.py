@@ -19,7 +19,7 @@ FACTOR = 0.11
 """The scale that the dictionary works at: activations have about 9 times the usual norm."""
 
 
-def planted(n: int = 800, seed: int = 0, offset: torch.Tensor = OFFSET) -> torch.Tensor:
+def planted(n: int = 500, seed: int = 0, offset: torch.Tensor = OFFSET) -> torch.Tensor:
     """Activations of K features each, in units of the language model."""
     draw = torch.Generator().manual_seed(seed)
     chosen = torch.rand(n, D_SAE, generator=draw).topk(K, dim=1).indices
