@@ -198,25 +198,27 @@ class Autoencoder(Dictionary):
         """The same function on activations with identity scaling. With input scale s and mean m (of the output t and p for a transcoder)
 
         b_enc' = b_enc / s, b_dec' = b_dec / s + m, an activation's thresholds and magnitudes / s, weights unchanged. Where b_dec is not subtracted
-        b_enc' = b_enc / s - m W_enc. For a transcoder codes are z / s, so W_enc' = W_enc, b_enc' = b_enc / s - m W_enc, and what decodes them
-        (W_dec, W_skip) is multiplied by s / t.
+        b_enc' = b_enc / s - m W_enc, and Gated's b_mag likewise. For a transcoder codes are z / s, so W_enc' = W_enc, b_enc' = b_enc / s - m W_enc,
+        and what decodes them (W_dec, W_skip) is multiplied by s / t.
         """
         s, mean = self.scaling.scale, self.scaling.mean
         activation, own = self.config.activation.folded(self._weights(), s)
         folded = Autoencoder(replace(self.config, activation=activation), provenance=self.provenance).to(self.W_dec)
         state = {name: tensor.clone() for name, tensor in folded.state_dict().items()}
         state |= {"W_enc": self.W_enc, "W_dec": self.W_dec, "b_enc": self.b_enc / s, **own}
+        if self.is_transcoder or not self.config.apply_b_dec_to_input:
+            shift = mean @ self.W_enc
+            state["b_enc"] = self.b_enc / s - shift
+            if "b_mag" in state:  # Gated's magnitudes are of the same projection
+                state["b_mag"] = state["b_mag"] - self.r_mag.exp() * shift
         if self.is_transcoder:
             ratio = s / self._target_scale
-            state["b_enc"] = self.b_enc / s - mean @ self.W_enc
             state["W_dec"], state["b_dec"] = self.W_dec * ratio, self.b_dec / self._target_scale + self.target_mean
             if self.config.skip:
                 state["W_skip"] = self.W_skip * ratio
                 state["b_dec"] = state["b_dec"] - mean @ state["W_skip"]
         else:
             state["b_dec"] = self.b_dec / s + mean
-            if not self.config.apply_b_dec_to_input:
-                state["b_enc"] = self.b_enc / s - mean @ self.W_enc
         folded.load_state_dict(state)
         return folded
 

@@ -34,7 +34,16 @@ from sae.dictionaries.base import Dictionary
 from sae.errors import ConfigError, FormatError
 from sae.fingerprint import from_json
 from sae.interop.files import Tensors, check_keys, read_json, read_safetensors, read_torch, write_json, write_safetensors
-from sae.interop.rewriting import assembled, bias_without_shift, check_finite, foreign_config, made_folder, plain, provenance
+from sae.interop.rewriting import (
+    assembled,
+    bias_without_shift,
+    check_finite,
+    foreign_config,
+    kept_threshold,
+    made_folder,
+    plain,
+    provenance,
+)
 
 __all__ = ["read", "write"]
 
@@ -290,7 +299,7 @@ def _act_fn(autoencoder: Autoencoder, known: Mapping[str, Any]) -> dict[str, Any
     if isinstance(activation, ReLU):
         return {"act_fn": "relu", "jump_relu_threshold": 0.0}
     if isinstance(activation, BatchTopK):
-        return {"act_fn": "jumprelu", "jump_relu_threshold": float(autoencoder.threshold), "top_k": max(round(activation.k), 1)}
+        return {"act_fn": "jumprelu", "jump_relu_threshold": float(kept_threshold(autoencoder, NAME)), "top_k": max(round(activation.k), 1)}
     if not isinstance(activation, JumpReLU):
         raise ConfigError(
             f"activation must be ReLU, TopK, BatchTopK or JumpReLU for {NAME}, got {type(activation).__name__}; `saelens` holds it "

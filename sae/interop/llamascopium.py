@@ -33,7 +33,16 @@ from sae.dictionaries.scaling import Scaling
 from sae.errors import ConfigError, FormatError
 from sae.fingerprint import from_json
 from sae.interop.files import Tensors, check_keys, read_json, read_safetensors, read_torch, write_json, write_safetensors
-from sae.interop.rewriting import bias_without_shift, check_finite, encoder_bias, foreign_config, made_folder, plain, provenance
+from sae.interop.rewriting import (
+    bias_without_shift,
+    check_finite,
+    encoder_bias,
+    foreign_config,
+    kept_threshold,
+    made_folder,
+    plain,
+    provenance,
+)
 
 __all__ = ["read", "write"]
 
@@ -284,7 +293,7 @@ def write(dictionary: Dictionary, path: str | Path) -> None:
 def _log_thresholds(autoencoder: Autoencoder) -> Tensor:
     """Of every latent, BatchTopK's one threshold too."""
     if isinstance(autoencoder.config.activation, BatchTopK):
-        return autoencoder.threshold.double().log().expand(autoencoder.d_sae)
+        return kept_threshold(autoencoder, NAME).double().log().expand(autoencoder.d_sae)
     return autoencoder.log_threshold
 
 

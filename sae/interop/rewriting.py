@@ -17,7 +17,17 @@ from sae.dictionaries.autoencoder import Autoencoder, AutoencoderConfig
 from sae.dictionaries.base import Dictionary
 from sae.errors import ConfigError, FormatError
 
-__all__ = ["assembled", "bias_without_shift", "check_finite", "encoder_bias", "foreign_config", "made_folder", "plain", "provenance"]
+__all__ = [
+    "assembled",
+    "bias_without_shift",
+    "check_finite",
+    "encoder_bias",
+    "foreign_config",
+    "kept_threshold",
+    "made_folder",
+    "plain",
+    "provenance",
+]
 
 
 @torch.no_grad()
@@ -62,6 +72,13 @@ def encoder_bias(autoencoder: Autoencoder, *, subtracts: bool) -> Float[Tensor, 
     if own == subtracts:
         return autoencoder.b_enc.detach()
     return bias_without_shift(autoencoder.W_enc, autoencoder.b_enc, autoencoder.b_dec if own else -autoencoder.b_dec)
+
+
+def kept_threshold(autoencoder: Autoencoder, format: str) -> Float[Tensor, ""]:
+    """BatchTopK's threshold. Raises ConfigError for a negative one, which no rule of a row has."""
+    if not float(autoencoder.threshold) >= 0:
+        raise ConfigError(f"threshold must be at least 0 for {format}, got {float(autoencoder.threshold)} (BatchTopK)")
+    return autoencoder.threshold.detach()
 
 
 def check_finite(parameters: Mapping[str, Tensor], path: str | Path) -> None:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from sae.dictionaries.activations import BatchTopK, Gated, JumpReLU, ReLU, TopK
@@ -15,7 +14,7 @@ from sae.dictionaries.base import Dictionary
 from sae.errors import ConfigError
 from sae.interop.dictionary_learning.config import CONFIG, LAYOUTS, MISSPELT, NAME, SHARED, WEIGHTS
 from sae.interop.files import write_json, write_torch
-from sae.interop.rewriting import encoder_bias, foreign_config, made_folder, plain
+from sae.interop.rewriting import encoder_bias, foreign_config, kept_threshold, made_folder, plain
 
 
 def write(dictionary: Dictionary, path: str | Path) -> None:
@@ -41,6 +40,7 @@ def write(dictionary: Dictionary, path: str | Path) -> None:
 def _class_of(autoencoder: Autoencoder, foreign: Mapping[str, Any]) -> str:
     activation = autoencoder.config.activation
     if isinstance(activation, BatchTopK):
+        kept_threshold(autoencoder, NAME)
         if activation.k != int(activation.k) or activation.k < 1:
             raise ConfigError(
                 f"k must be whole for {NAME}, got {activation.k}: with_activation(BatchTopK({max(round(activation.k), 1)}.0)) keeps the "
@@ -71,7 +71,7 @@ def _tensors(autoencoder: Autoencoder, dict_class: str, foreign: Mapping[str, An
     if isinstance(activation, Gated):
         state |= {"r_mag": autoencoder.r_mag, "mag_bias": autoencoder.b_mag + autoencoder.r_mag.exp() * (b_enc - autoencoder.b_enc)}
     if isinstance(activation, JumpReLU):
-        state["threshold"] = _thresholds(autoencoder.log_threshold)
+        state["threshold"] = autoencoder.log_threshold.double().exp().clamp_max(torch.finfo(torch.float32).max)
     state = {name: tensor.detach().float() for name, tensor in state.items()}
     if isinstance(activation, (TopK, BatchTopK)):
         known = autoencoder.threshold if isinstance(activation, BatchTopK) else torch.tensor(float(foreign.get("threshold", -1.0)))
@@ -79,16 +79,6 @@ def _tensors(autoencoder: Autoencoder, dict_class: str, foreign: Mapping[str, An
     if dict_class == "MatryoshkaBatchTopKSAE":
         state["group_sizes"] = torch.tensor(foreign["group_sizes"])
     return state
-
-
-def _thresholds(log_threshold: Float[Tensor, "d_sae"]) -> Float[Tensor, "d_sae"]:
-    """exp(log_threshold), and of the floats beside it the one whose logarithm is log_threshold again."""
-    near = log_threshold.detach().double().exp().float()
-    found = near.clone()
-    for candidate in (near.nextafter(torch.tensor(0.0)), near.nextafter(torch.tensor(torch.inf))):
-        better = (candidate.double().log().float() == log_threshold) & (near.double().log().float() != log_threshold)
-        found = torch.where(better, candidate, found)
-    return found
 
 
 def _config(autoencoder: Autoencoder, dict_class: str, origin: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
