@@ -36,10 +36,12 @@ _HOME = {
     "TrainConfig": "sae.training.loop",
     "build_index": "sae.inspection.build",
     "collect": "sae.activations.collect",
+    "compare": "sae.evaluation.frontiers",
     "default_model": "sae.models.assets",
     "description_length": "sae.evaluation.description_length",
     "downstream": "sae.evaluation.downstream",
     "error_versus_k": "sae.evaluation.reconstruction",
+    "evaluate": "sae.evaluation.report",
     "fit_scaling": "sae.activations.scaling",
     "from_dataset": "sae.activations.corpus",
     "from_texts": "sae.activations.corpus",
@@ -70,7 +72,9 @@ if TYPE_CHECKING:
     from sae.errors import SaeError
     from sae.evaluation.description_length import description_length
     from sae.evaluation.downstream import downstream
+    from sae.evaluation.frontiers import compare
     from sae.evaluation.reconstruction import error_versus_k, reconstruction
+    from sae.evaluation.report import evaluate
     from sae.inspection.build import build_index
     from sae.inspection.index import FeatureIndex
     from sae.inspection.query import telling_features
