@@ -47,7 +47,8 @@ class Task:
     def key(self, inputs: Inputs) -> Key:
         """What the result depends on."""
         needs = self.measure.needs
-        sites = [self.site] if self.site else list(inputs.sites) if "sites" in needs else [inputs.site] if "store" in needs else []
+        of_site = "store" in needs or {"dictionary", "model"} <= set(needs)
+        sites = [self.site] if self.site else list(inputs.sites) if "sites" in needs else [inputs.site] if of_site else []
         settings = {"settings": to_json(self.config), "seed": inputs.seed, "sites": sites}
         return Key(f"{self.battery.family}.{self.measure.name}", self.measure.version, settings, inputs.digests(needs))
 
