@@ -428,16 +428,21 @@ def test_a_file_is_not_taken_for_a_folder(tmp_path):
         dictionary_learning.write(random_autoencoder(), tmp_path / "a")
 
 
-@pytest.mark.parametrize("subtracts", [True, False])
+@pytest.mark.parametrize("options", [{}, {"apply_b_dec_to_input": False}, {"d_out": 12}], ids=["subtracts", "does not", "transcoder"])
 @pytest.mark.parametrize("activation", [Gated(), TopK(5), BatchTopK(4.0), JumpReLU(), ReLU()], ids=lambda activation: activation.kind)
-def test_either_convention_for_b_dec_is_the_same_function_in_the_file(activation, subtracts, tmp_path):
-    made = random_autoencoder(activation, d_in=12, apply_b_dec_to_input=subtracts)
-    scaled = Autoencoder(made.config, Scaling(torch.randn(12, generator=torch.Generator().manual_seed(2)), 0.5))
-    scaled.load_state_dict({**made.state_dict(), "scaling_mean": scaled.scaling_mean})
+def test_either_convention_for_b_dec_is_the_same_function_in_the_file(activation, options, tmp_path):
+    made, generator = random_autoencoder(activation, d_in=12, **options), torch.Generator().manual_seed(2)
+    scales = {"scaling": Scaling(torch.randn(12, generator=generator), 0.5)}
+    if made.is_transcoder:
+        scales["target_scaling"] = Scaling(torch.randn(12, generator=generator), 1.7)
+    scaled = Autoencoder(made.config, **scales)
+    means = {name: buffer for name, buffer in scaled.named_buffers() if "mean" in name}
+    scaled.load_state_dict({**made.state_dict(), **means})
     if isinstance(activation, BatchTopK):
         scaled.threshold.fill_(0.4)
     dictionary_learning.write(scaled, tmp_path)
     back, acts = dictionary_learning.read(tmp_path), rows()
+    assert back.is_transcoder == made.is_transcoder
     with torch.no_grad():
         torch.testing.assert_close(back(acts), scaled(acts), atol=1e-4, rtol=1e-5)
         torch.testing.assert_close(back.encode(acts).dense(), scaled.encode(acts).dense() / 0.5, atol=1e-4, rtol=1e-5)
