@@ -60,6 +60,7 @@ def load_dictionary(folder: str | Path) -> Dictionary:
     tensors, provenance = load_tensors(folder / "weights.safetensors"), read_json(folder / "provenance.json")
     try:
         config = from_json(config_class, head["config"], where="config")
+        _check_widths(folder / "weights.safetensors", tensors, config)
         dictionary = dictionary_class(config, provenance=provenance, **_scalings(config, head))
     except ConfigError as error:
         raise FormatError(f"{path} does not describe a {head['kind']}: {error}") from error
@@ -67,8 +68,18 @@ def load_dictionary(folder: str | Path) -> Dictionary:
     dictionary.to(tensors["W_dec"].dtype)
     dictionary.load_state_dict(tensors)
     if dictionary.digest != head["digest"]:
-        raise FormatError(f"{folder} is damaged: its weights digest to {dictionary.digest[:12]}, not {head['digest'][:12]}")
+        raise FormatError(f"{folder} is damaged: its weights digest to {dictionary.digest[:12]}, not {str(head['digest'])[:12]}")
     return dictionary
+
+
+def _check_widths(path: Path, tensors: dict[str, Tensor], config: Any) -> None:
+    """Raises FormatError where the configuration's widths are not those of the tensors: nothing is made because a file claims to be large."""
+    d_out = getattr(config, "d_out", None) or config.d_in
+    for name, shape in (("W_dec", [config.d_sae, d_out]), ("scaling_mean", [config.d_in])):
+        if name not in tensors:
+            raise FormatError(f"{path} lacks the tensor {name!r}")
+        if list(tensors[name].shape) != shape:
+            raise FormatError(f"{path}: {name} must have shape {shape}, got {list(tensors[name].shape)}")
 
 
 def _scalings(config: Any, head: dict[str, Any]) -> dict[str, Scaling]:
@@ -90,7 +101,7 @@ def _head(path: Path) -> dict[str, Any]:
         raise FormatError(f"{path} must have exactly the keys {sorted(keys)}; missing or unknown: {found}")
     if head["format"] != FORMAT:
         raise FormatError(f"{path} has format {head['format']!r}, this version reads {FORMAT}")
-    if head["kind"] not in KINDS:
+    if not isinstance(head["kind"], str) or head["kind"] not in KINDS:
         raise FormatError(f"{path} has kind {head['kind']!r}, allowed: {sorted(KINDS)}")
     return head
 
