@@ -149,7 +149,7 @@ def read(path: str | Path) -> Autoencoder:
 def _said(raw: dict[str, Any], path: Path) -> SAEConfig:
     known = set(SAEConfig.__dataclass_fields__)
     if raw.get("sae_type", "sae") != "sae":
-        kind = "another kind of dictionary" if raw["sae_type"] in OTHER_KINDS else "not known"
+        kind = "another kind of dictionary" if str(raw["sae_type"]) in OTHER_KINDS else "not known"
         raise FormatError(f"{path} has sae_type {str(raw['sae_type'])[:80]!r}, {kind}: only 'sae' has a counterpart here")
     check_keys(raw, known=known, required={"d_model", "expansion_factor", "hook_point_in"}, path=path, free=FREE)
     try:
@@ -345,7 +345,7 @@ def _options(autoencoder: Autoencoder, origin: Mapping[str, Any], known: Mapping
     return options
 
 
-def _expansion(d_model: int, d_sae: int, known: Any) -> float:
+def _expansion(d_model: int, d_sae: int, known: Any) -> int | float:
     """A factor whose product with d_model has the whole part d_sae: the quotient may be rounded to just below it."""
     factor = known if isinstance(known, (int, float)) and int(d_model * known) == d_sae else d_sae / d_model
     return factor if int(d_model * factor) == d_sae else math.nextafter(factor, math.inf)
