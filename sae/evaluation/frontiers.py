@@ -22,7 +22,11 @@ from sae.fingerprint import to_json
 Key = tuple[str, str, str]
 L0: Key = ("reconstruction", "L0", "")
 FVU: Key = ("reconstruction", "FVU", "")
-FRONTIERS: tuple[tuple[Key, Better], ...] = ((FVU, "lower"),)
+FRONTIERS: tuple[tuple[Key, Better], ...] = (
+    (FVU, "lower"),
+    (("downstream", "CE increase", ""), "lower"),
+    (("downstream", "CE recovered", "mean"), "higher"),
+)
 """What L0 is drawn against, as (measure, quantity, subject), and which way is better."""
 
 
@@ -101,8 +105,9 @@ def _notes(reports: Mapping[str, EvalReport]) -> list[str]:
         found = {name: report.facts.get(fact, "none") for name, report in reports.items()}
         if len(set(found.values())) > 1:
             notes.append(f"{fact} differs: " + "; ".join(f"{name}: {value}" for name, value in found.items()))
-    for name, report in reports.items():
-        notes += [f"{name}: {caveat}" for caveat in report.caveats]
+    for caveat in dict.fromkeys(caveat for report in reports.values() for caveat in report.caveats):
+        names = [name for name, report in reports.items() if caveat in report.caveats]
+        notes.append(caveat if len(names) == len(reports) else f"{', '.join(names)}: {caveat}")
     return notes
 
 

@@ -45,6 +45,9 @@ HEADLINES: tuple[Headline, ...] = (
     Headline("reconstruction bias", "reconstruction", "reconstruction bias"),
     Headline("L0", "reconstruction", "L0"),
     Headline("dead share", "reconstruction", "dead share", "lower"),
+    Headline("CE increase", "downstream", "CE increase", "lower"),
+    Headline("CE recovered", "downstream", "CE recovered", "higher", subject=None),
+    Headline("KL", "downstream", "KL", "lower"),
 )
 """In the order of a summary."""
 

@@ -17,6 +17,7 @@ from sae.inspection.geometry_page import rule
 from sae.inspection.report_data import Column, Fact, ReportData, Row, Section, Table
 
 INTERVALS = "Intervals are 95 % intervals of a bootstrap over documents: how far a number would move with other texts of the same kind."
+LEAD = ("FVU", "L0", "CE increase")
 BEST = (
     "The best value of a line is marked where its interval overlaps none of the others'. Intervals are of each dictionary by itself; dictionaries "
     "whose intervals overlap may still differ."
@@ -38,8 +39,8 @@ def evaluation_page(report: EvalReport, batteries: Mapping[str, Battery] | None 
 
 
 def _lead(report: EvalReport) -> str:
-    """The first headlines, in a sentence."""
-    lines = [line for line in report.lines if line.found.value is not None][:3]
+    """What was lost at which sparsity, in a sentence."""
+    lines = [line for line in report.lines if line.label in LEAD and line.found.value is not None]
     return ", ".join(f"{line.label} {value_text(line.found, 3)}" for line in lines) + "." if lines else ""
 
 
@@ -104,6 +105,6 @@ def _compared(row: ComparedRow, names: Sequence[str]) -> Row:
 
 
 def with_interval(found: Finding) -> str | None:
-    """The value with its interval in brackets."""
+    """The value, and its interval on a line of its own."""
     value, interval = value_text(found), interval_text(found)
-    return value if value is None or interval is None or found.low == found.high else f"{value} [{interval}]"
+    return value if value is None or interval is None or found.low == found.high else f"{value}\n{interval}"

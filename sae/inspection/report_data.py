@@ -62,7 +62,7 @@ class Row:
     """A row of a table."""
 
     cells: tuple[str | float | int | None, ...]
-    """One per column; None is shown as a dash."""
+    """One per column; None is shown as a dash, what follows a line break smaller and below."""
     role: Role = "result"
     """A result, a control (what chance gives), or a baseline (what to beat): the latter two are marked."""
     note: str = ""

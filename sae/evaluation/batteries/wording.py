@@ -10,8 +10,12 @@ def value_text(found: Finding, digits: int = 4) -> str | None:
     """The value with its unit; None where it is not defined."""
     if found.value is None:
         return None
-    whole = found.value.is_integer() and 1 <= abs(found.value) < 1e6
-    return number(int(found.value) if whole else found.value, digits) + (f" {found.unit}" if found.unit else "")
+    return _plain(found.value, digits) + (f" {found.unit}" if found.unit else "")
+
+
+def _plain(value: float, digits: int) -> str:
+    whole = value.is_integer() and 1 <= abs(value) < 1e6
+    return number(int(value) if whole else value, digits)
 
 
 def interval_text(found: Finding) -> str | None:
@@ -20,7 +24,7 @@ def interval_text(found: Finding) -> str | None:
         return None
     width = found.high - found.low
     if width <= 0:
-        return number(found.low, 4)
+        return _plain(found.low, 4)
     decimals = max(0, 1 - math.floor(math.log10(width)))
     if decimals > 6 or max(abs(found.low), abs(found.high)) >= 1e5:
         return f"{number(found.low, 4)} to {number(found.high, 4)}"

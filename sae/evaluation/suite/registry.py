@@ -11,13 +11,17 @@ from importlib.metadata import EntryPoint, entry_points
 
 from sae.errors import ConfigError
 from sae.evaluation.batteries import Battery
+from sae.evaluation.suite.effects import DOWNSTREAM
 from sae.evaluation.suite.fidelity import DENSITIES, RECONSTRUCTION
 
 GROUP = "sae.evaluations"
 """The group of entry points."""
 FAMILY = "evaluation"
 
-OWN = (Battery("fidelity", "Fidelity", "what a reconstruction misses, and how sparsely", (RECONSTRUCTION, DENSITIES), family=FAMILY),)
+OWN = (
+    Battery("fidelity", "Fidelity", "what a reconstruction misses, and how sparsely", (RECONSTRUCTION, DENSITIES), family=FAMILY),
+    Battery("effects", "Effects", "what a reconstruction does to the language model", (DOWNSTREAM,), family=FAMILY),
+)
 EVALUATIONS: dict[str, Battery] = {battery.name: battery for battery in OWN}
 """The batteries of this package, by name."""
 

@@ -124,6 +124,8 @@ def test_what_differs_between_the_reports_is_said():
     assert compare(reports).notes == ()
     reports["d1"] = dataclasses.replace(a_report("d1", 64, 0.1, Site="y"), caveats=("Beware.",))
     assert compare(reports).notes == ("Site differs: d0: x; d1: y", "d1: Beware.")
+    both = {name: dataclasses.replace(report, caveats=("Beware.",)) for name, report in reports_of((32, 0.2), (64, 0.1)).items()}
+    assert compare(both).notes == ("Beware.",)
 
 
 def test_a_comparison_goes_through_json_and_a_notebook_shows_it():
