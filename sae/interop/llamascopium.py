@@ -65,7 +65,7 @@ OTHER_KINDS = {"crosscoder", "mixcoder", "clt", "lorsa", "molt"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class SAEConfig:
+class Stated:
     """The keys of config.json that say what the dictionary computes; the defaults are the library's."""
 
     d_model: int
@@ -146,14 +146,14 @@ def read(path: str | Path) -> Autoencoder:
     return dictionary.eval()
 
 
-def _said(raw: dict[str, Any], path: Path) -> SAEConfig:
-    known = set(SAEConfig.__dataclass_fields__)
+def _said(raw: dict[str, Any], path: Path) -> Stated:
+    known = set(Stated.__dataclass_fields__)
     if raw.get("sae_type", "sae") != "sae":
         kind = "another kind of dictionary" if str(raw["sae_type"]) in OTHER_KINDS else "not known"
         raise FormatError(f"{path} has sae_type {str(raw['sae_type'])[:80]!r}, {kind}: only 'sae' has a counterpart here")
     check_keys(raw, known=known, required={"d_model", "expansion_factor", "hook_point_in"}, path=path, free=FREE)
     try:
-        said = from_json(SAEConfig, {key: value for key, value in raw.items() if key in known}, where="config")
+        said = from_json(Stated, {key: value for key, value in raw.items() if key in known}, where="config")
     except ConfigError as error:
         raise FormatError(f"{path} is not a configuration of llamascopium: {error}") from error
     if said.d_model < 1 or not 1 <= said.d_model * said.expansion_factor < 2**31:
@@ -197,7 +197,7 @@ def _tensors(folder: Path) -> Tensors:
     raise FormatError(f"{folder} has no weights: none of {', '.join(f'{place}.safetensors or .pt' for place in PLACES)}")
 
 
-def _parameters(tensors: Tensors, said: SAEConfig) -> dict[str, Tensor]:
+def _parameters(tensors: Tensors, said: Stated) -> dict[str, Tensor]:
     """The weights as they are in the file, by our names."""
     d, n = said.d_model, int(said.d_model * said.expansion_factor)
     early = tensors.has("encoder.weight")
@@ -224,7 +224,7 @@ def _parameters(tensors: Tensors, said: SAEConfig) -> dict[str, Tensor]:
     return parameters
 
 
-def _scalings(tensors: Tensors, said: SAEConfig) -> dict[str, Scaling]:
+def _scalings(tensors: Tensors, said: Stated) -> dict[str, Scaling]:
     """The scaling of the input and, for a transcoder, of the output."""
     tensors.ignore(*(NORM + hook for hook in said.hooks))
     if said.norm_activation != "dataset-wise":  # what is stored is then uninitialised memory
@@ -238,7 +238,7 @@ def _scalings(tensors: Tensors, said: SAEConfig) -> dict[str, Scaling]:
     return scalings if said.is_transcoder else {"scaling": scalings["scaling"]}
 
 
-def _without_norms_(parameters: dict[str, Tensor], said: SAEConfig, path: Path) -> list[str]:
+def _without_norms_(parameters: dict[str, Tensor], said: Stated, path: Path) -> list[str]:
     """The same codes (TopK: g times them) without the norms of the atoms in the rule; returns notes."""
     if not said.sparsity_include_decoder_norm or said.act_fn == "relu":
         return []
@@ -257,7 +257,7 @@ def _without_norms_(parameters: dict[str, Tensor], said: SAEConfig, path: Path) 
     ]
 
 
-def _jump_relu(said: SAEConfig) -> JumpReLU:
+def _jump_relu(said: Stated) -> JumpReLU:
     window = said.jumprelu_threshold_window
     return JumpReLU(bandwidth=window) if window > 0 else JumpReLU()
 
