@@ -205,5 +205,7 @@ def _cfg(autoencoder: Autoencoder, known: dict[str, Any]) -> dict[str, Any]:
         norms = torch.linalg.vector_norm(autoencoder.W_dec.detach(), dim=1)
         options["normalize_decoder"] = bool((norms - 1).abs().max() < 1e-3)
     determined = {"k": config.activation.k, "transcode": autoencoder.is_transcoder, "skip_connection": config.skip, "d_in": config.d_in}
+    if "signed" in options:
+        determined["signed"] = False
     defaults = {"activation": "topk", "expansion_factor": 32, "num_latents": 0, "multi_topk": False}
     return defaults | options | determined | {"activation": "topk"}

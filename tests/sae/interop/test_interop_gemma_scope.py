@@ -170,7 +170,9 @@ def test_thresholds_survive_writing_and_reading_over_their_whole_range(tmp_path)
         ("gemma-scope-2b-pt-transcoders/layer_5/w/x", {"target_site": "blocks.5.hook_mlp_out", "model": "google/gemma-2-2b"}, True),
         ("gemma-scope-2b-pt-res/embedding/width_4k/average_l0_6", {"model": "google/gemma-2-2b"}, False),
         ("gemma-scope-2b-pt-res/layer_x/y", {"model": "google/gemma-2-2b"}, False),
-        ("my-gemma-scope-2b-pt-res-copy/layer_20", {}, False),
+        ("gemma-scope-2b-pt-res/layer_20/of/layer_3", {"model": "google/gemma-2-2b"}, False),
+        ("gemma-scope-2b-pt-res-copy/layer_20", {}, False),
+        ("my-gemma-scope-2b-pt-res/layer_20", {}, False),
         ("layer_20/width_16k/average_l0_71", {}, False),
     ],
 )

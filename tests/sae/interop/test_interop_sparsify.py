@@ -119,6 +119,9 @@ def test_signed_codes_are_read_and_not_written(tmp_path):
     with pytest.raises(ConfigError, match="activation must be TopK for sparsify, got AbsTopK"):
         sparsify.write(dictionary, tmp_path / "signed")
     assert not (tmp_path / "signed").exists()
+    unsigned = dictionary.with_activation(TopK(7))
+    sparsify.write(unsigned, tmp_path / "unsigned")
+    assert sparsify.read(tmp_path / "unsigned").digest == unsigned.digest
 
 
 def test_a_skip_connection_without_transcode_subtracts_b_dec_and_a_transcoder_does_not(tmp_path):
