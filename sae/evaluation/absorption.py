@@ -11,18 +11,28 @@ et al. 2024, 2409.14507, and Karvonen et al. 2025, 2503.09532):
     main     = sum of along_j over the concept's own latents
     A        = sum of the 3 largest along_j > 0 among other latents with cos(d_j, p) >= 0.1
     fraction = 0 if main >= total or A / total < 0.4;   1 if main <= 0;   else u / (u + main), u = min(A, total - main)
+
+    full absorption: the concept's own latents are silent, z_j < 1e-8 for all of them, and of all others the one with the largest along_j
+                     has cos(d_j, p) >= 0.025 and along_j >= 0.4 total
+
+The fraction counts a concept that is partly carried by others, the full absorption only one that is not carried by its own latents at all.
+How many latents a concept has is read from k-sparse probes, F1(k) their scores with the best 1, 2, ... latents (`n_split`):
+
+    n_split = the largest k that is reached from 1 while F1(k) > F1(k - 1) + 0.03
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sae.dictionaries.codes import SparseCodes
 from sae.errors import ConfigError
 from sae.evaluation.recovery import Match, cosines
+from sae.geometry.rows import unit_rows
 
 N_ABSORBERS = 3
 """Absorbing latents counted per token."""
@@ -30,6 +40,12 @@ LEAST_COSINE = 0.1
 """Cosine with the probe from which a latent may be an absorber."""
 LEAST_SHARE = 0.4
 """Share of the activation's projection on the probe that absorbers must carry to count."""
+SILENT = 1e-8
+"""A latent below this is silent."""
+LEAST_COSINE_FULL = 0.025
+"""Cosine with the probe from which one latent may absorb a concept in full."""
+LEAST_GAIN = 0.03
+"""By how much F1 must grow for another latent to be one of the concept's own."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,22 +120,72 @@ def probe_absorption(
 
     Give tokens on which the concept holds and the probe says so; the score is the mean. Contributions are z_j d_j . p with the atoms as they
     are, so atoms need not have unit norm. A probe is only worth this if it is right: SAEBench asks for F1 > 0.6. Raises ConfigError if the
-    shapes do not fit, for a latent outside 0..d_sae-1, and for a zero probe or atom.
+    shapes do not fit, for a latent outside 0..d_sae-1, and for a zero probe; a zero atom carries nothing.
     """
+    slots = _projected(acts, codes, atoms, probe, main_latents, "probe_absorption")
+    absorbers = torch.where(slots.own | (slots.cosine < LEAST_COSINE), 0.0, slots.along)
+    return absorption_fraction((slots.along * slots.own).sum(1), absorbers, slots.total)
+
+
+def full_absorption(
+    acts: Float[Tensor, "n d_in"],
+    codes: SparseCodes,
+    atoms: Float[Tensor, "d_sae d_in"],
+    probe: Float[Tensor, " d_in"],
+    main_latents: Sequence[int],
+) -> Bool[Tensor, " n"]:
+    """Which tokens have their concept absorbed in full: its own latents are silent and one other carries it; see the module's text.
+
+    Arguments and errors as in `probe_absorption`; the share of such tokens is the absorption rate of Chanin et al. Where total <= 0 there is
+    nothing to absorb.
+    """
+    slots = _projected(acts, codes, atoms, probe, main_latents, "full_absorption")
+    if not slots.along.shape[1]:
+        return torch.zeros(len(acts), dtype=torch.bool, device=acts.device)
+    silent = ~(slots.own & (slots.value.abs() >= SILENT)).any(1)
+    largest, place = torch.where(slots.own | ~slots.active, -torch.inf, slots.along).max(1)
+    cosine = slots.cosine.gather(1, place[:, None])[:, 0]
+    return silent & (slots.total > 0) & (cosine >= LEAST_COSINE_FULL) & (largest >= LEAST_SHARE * slots.total)
+
+
+def n_split(f1: Sequence[float], *, least_gain: float = LEAST_GAIN) -> int:
+    """How many latents share a concept, from the F1 of probes on its best 1, 2, ... latents: the first counts if its F1 is above 0, each
+    further one while it raises F1 by more than `least_gain`. 0 where even the best latent says nothing.
+    """
+    n = 0
+    for before, now in zip((-least_gain, *f1), f1, strict=False):
+        if not (now > 0 and now > before + least_gain):
+            break
+        n += 1
+    return n
+
+
+class _Slots(NamedTuple):
+    """Codes along a probe, slot by slot [n, k], and the activations [n] along it."""
+
+    value: Tensor
+    along: Tensor
+    cosine: Tensor
+    own: Tensor
+    active: Tensor
+    total: Tensor
+
+
+def _projected(acts: Tensor, codes: SparseCodes, atoms: Tensor, probe: Tensor, main_latents: Sequence[int], where: str) -> _Slots:
     if len(acts) != len(codes) or codes.d_sae != len(atoms):
         raise ConfigError(
-            f"codes must have {len(acts)} rows over d_sae={len(atoms)} latents, got {len(codes)} over {codes.d_sae} (probe_absorption)"
+            f"codes must have {len(acts)} rows over d_sae={len(atoms)} latents, got {len(codes)} over {codes.d_sae} ({where})"
         )
     outside = [latent for latent in main_latents if not 0 <= latent < codes.d_sae]
     if outside:
-        raise ConfigError(f"main_latents must be in 0..d_sae-1={codes.d_sae - 1}, got {outside[0]} (probe_absorption)")
-    cosine = cosines(probe[None], atoms.detach())[0]
-    merged = codes.detach().merged()
+        raise ConfigError(f"main_latents must be in 0..d_sae-1={codes.d_sae - 1}, got {outside[0]} ({where})")
+    unit = unit_rows(probe[None].double(), minimum=1, argument="probe", where=where)[0]
+    dots = atoms.detach().double() @ unit
     norms = torch.linalg.vector_norm(atoms.detach().double(), dim=1)
-    along = merged.values.double() * (cosine * norms)[merged.indices]
+    cosine = torch.where(norms > 0, dots / norms.clamp_min(torch.finfo(norms.dtype).tiny), 0.0)
+    merged = codes.detach().merged()
+    along = merged.values.double() * dots[merged.indices]
     is_main = torch.zeros(codes.d_sae, dtype=torch.bool, device=along.device)
     is_main[list(main_latents)] = True
-    own = is_main[merged.indices]
-    absorbers = torch.where(own | (cosine < LEAST_COSINE)[merged.indices], 0.0, along)
-    total = acts.double() @ (probe.double() / torch.linalg.vector_norm(probe.double()))
-    return absorption_fraction((along * own).sum(1), absorbers, total)
+    active = merged.active()
+    return _Slots(merged.values, along, cosine[merged.indices], is_main[merged.indices] & active, active, acts.double() @ unit)
