@@ -15,12 +15,13 @@ GPT-2); the width of bins is one length in activation space instead of a number 
 
 import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sae.dictionaries.autoencoder import Autoencoder
 from sae.dictionaries.base import Dictionary
 from sae.errors import ConfigError
 from sae.evaluation.code_length import (
@@ -70,11 +71,13 @@ class DescriptionLength:
     """What tokens cost through one dictionary. All `..._bits` are bits per token."""
 
     bits: float
-    """Description length: index_bits + value_bits, the sum of `latent_bits`. The dictionary itself is not in it."""
+    """Description length: index_bits + value_bits, the sum of `latent_bits`, and row_bits. The dictionary itself is not in it."""
     index_bits: float
     """sum_i H2(p_i): saying which latents are active."""
     value_bits: float
     """sum_i p_i H(Q(z_i) | z_i != 0): saying their values."""
+    row_bits: float
+    """Sending what normalisation takes from a row by itself, B bits a number; 0 where rows are not normalised. In every total here."""
     latent_bits: Float[Tensor, " d_sae"]
     """The share of each latent; a set of latents costs the sum."""
     dictionary_bits: float
@@ -160,7 +163,7 @@ def description_length(
     Codes are quantised as coarsely as the squared error allows: at most 1 + tolerance times that of the exact codes, or, when `target_fvu` is
     given, at most that fraction of variance, which is what makes dictionaries comparable. `weight_bits` is B, the price of a weight. Keeps the
     sparse codes in memory, and at most 20,000 tokens for the baselines. Raises ConfigError when there are no tokens or they do not vary, when
-    the exact codes miss `target_fvu`, and for a tolerance below 0.0001.
+    the exact codes miss `target_fvu`, for a tolerance below 0.0001, and for a transcoder.
 
         length = description_length(dictionary, store.batches(site, batch_size=4096, seed=0, split="held_out"), target_fvu=0.2)
         length.bits, length.baselines.pca_bits
@@ -262,6 +265,7 @@ class _Measured:
     variance: float
     n_tokens: int
     sample: Float[Tensor, "_ d_in"]
+    n_row_numbers: int
 
     @property
     def fvu(self) -> float:
@@ -273,6 +277,8 @@ class _Measured:
 
 @torch.no_grad()
 def _measure(dictionary: Dictionary, batches: Tensor | Iterable[Tensor]) -> _Measured:
+    transcodes = isinstance(dictionary, Autoencoder) and dictionary.is_transcoder
+    _check(not transcodes, "dictionary must explain its own input, got a transcoder, whose codes are no description of it")
     parts, alignments, sample = [], [], _Thinned(BASELINE_ROWS)
     error, squares, total = 0.0, 0.0, torch.zeros(dictionary.d_in, dtype=torch.float64)
     atoms = dictionary.W_dec.detach().float() / dictionary.scaling.scale
@@ -280,6 +286,8 @@ def _measure(dictionary: Dictionary, batches: Tensor | Iterable[Tensor]) -> _Mea
         for acts in batch.split(ROWS_PER_CHUNK):
             codes = dictionary.encode(acts)
             residual = acts.double() - dictionary.decode(codes).double()
+            if codes.rows is not None:  # a value counts as much in the activations as its row was scaled down
+                codes = replace(codes, values=codes.values * codes.rows.scale[:, None].to(codes.values))
             parts.append(ActiveValues.of(codes))
             alignments.append(_alignments(parts[-1], residual.float(), atoms))
             error += float(residual.square().sum())
@@ -290,7 +298,9 @@ def _measure(dictionary: Dictionary, batches: Tensor | Iterable[Tensor]) -> _Mea
     _check(n_tokens > 0, "batches must hold at least one row, got none")
     variance = squares - float(total @ total) / n_tokens
     _check(variance > 1e-12 * squares, f"activations must vary, got {n_tokens} rows that are all equal")
-    return _Measured(ActiveValues.concatenate(parts), torch.cat(alignments), atoms, error, variance, n_tokens, sample.rows())
+    active = ActiveValues.concatenate(parts)
+    n_row_numbers = {"none": 0, "layer_norm": 2, "constant_norm": 1}[dictionary.normalisation]
+    return _Measured(active, torch.cat(alignments), atoms, error, variance, n_tokens, sample.rows(), n_row_numbers)
 
 
 def _describe(measured: _Measured, target_fvu: float | int, weight_bits: float | int, baselines: Baselines | None) -> DescriptionLength:
@@ -305,20 +315,22 @@ def _describe(measured: _Measured, target_fvu: float | int, weight_bits: float |
     quantiser, fvu = fitted_quantiser(active, atoms, width), error(width) / measured.variance
     counts = count_symbols(active.latents, quantiser.symbols(active.latents, active.values), n_tokens=n, d_sae=d_sae)
     index, values, firings = index_bits(counts).cpu(), value_bits(counts).cpu(), counts.firings().cpu()
-    latent_bits, total = index + values, float((index + values).sum())
+    latent_bits, row_bits = index + values, float(measured.n_row_numbers * weight_bits)
+    total = float(latent_bits.sum())
     signed = counts.weighted((counts.symbols < 0).float()) > 0
     n_symbols = quantiser.n_bins * (1 + signed.long())
     l0 = len(active.latents) / n
     per_value = float((firings * n_symbols.cpu().clamp(min=1).double().log2()).sum()) / max(len(active.latents), 1)
     return DescriptionLength(
-        bits=total,
+        bits=total + row_bits,
         index_bits=float(index.sum()),
         value_bits=float(values.sum()),
+        row_bits=row_bits,
         latent_bits=latent_bits,
         dictionary_bits=d_sae * d_in * weight_bits / n,
-        adaptive_bits=float(adaptive_bits(counts, n_symbols).sum()),
-        subset_bits=subset_bits(active.counts, d_sae) + float(values.sum()),
-        naive_bits=naive_bits(l0, d_sae, per_value),
+        adaptive_bits=float(adaptive_bits(counts, n_symbols).sum()) + row_bits,
+        subset_bits=subset_bits(active.counts, d_sae) + float(values.sum()) + row_bits,
+        naive_bits=naive_bits(l0, d_sae, per_value) + row_bits,
         bin_width=width,
         fvu=measured.fvu,
         fvu_quantised=fvu,
