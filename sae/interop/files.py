@@ -277,7 +277,8 @@ class Tensors:
             raise FormatError(f"{where} must be of dtype {allowed}, got {_name(tensor.dtype)}")
         self.dtypes[name] = tensor.dtype
         taken = tensor.detach().to(torch.float32, copy=True, memory_format=torch.contiguous_format)
-        n_bad = int((~torch.isfinite(taken)).sum())
+        # A sum is finite only if every term is (an overflow of finite terms is settled by looking at each), and is thirty times as fast.
+        n_bad = 0 if bool(torch.isfinite(taken.sum())) else int((~torch.isfinite(taken)).sum())
         if n_bad:
             raise FormatError(
                 f"{where} must be finite, {n_bad:,} of its {taken.numel():,} values are NaN or Inf (or too large for float32)"

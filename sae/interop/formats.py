@@ -88,7 +88,7 @@ FORMATS: dict[str, Format] = {
         ),
         Format(
             "gemma_scope", "Gemma Scope", "JumpReLU autoencoders and transcoders: params.npz, or config.json and params.safetensors",
-            (("*.npz",), ("config.json", "params.safetensors")),
+            (("*.npz",), ("params.safetensors",), ("params_layer_*.safetensors",)), ("config.json",),
         ),
         Format(
             "sparsify", "sparsify", "TopK autoencoders and transcoders: cfg.json and sae.safetensors",

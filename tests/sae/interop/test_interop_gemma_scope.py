@@ -15,7 +15,7 @@ from sae.dictionaries.activations import AbsTopK, BatchTopK, Gated, JumpReLU, Re
 from sae.dictionaries.codebook import Codebook, CodebookConfig
 from sae.dictionaries.pursuit import MatchingPursuit, PursuitConfig
 from sae.errors import ConfigError, FormatError
-from sae.interop import gemma_scope
+from sae.interop import formats, gemma_scope
 from scripts.golden import gemma_scope_cases
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden/interop/gemma_scope"
@@ -222,6 +222,7 @@ def test_a_folder_of_version_2_without_configuration_is_what_its_tensors_are(tmp
         bare, whole = gemma_scope.read(folder), gemma_scope.read(GOLDEN / case)
         assert bare.digest == whole.digest
         assert places(bare) == {} and "no config.json" in notes(bare)
+        assert formats.read(folder).digest == formats.read(folder / "params.safetensors").digest == whole.digest
 
 
 def test_a_transcoder_may_be_said_by_its_hooks_alone(tmp_path):
@@ -299,6 +300,13 @@ def test_configurations_that_cannot_be_followed_are_refused(case, changes, words
 def test_an_sae_whose_widths_differ_is_refused(tmp_path):
     with pytest.raises(FormatError, match=r"w_enc must have shape \[12, 32\], got \[5, 32\]"):
         gemma_scope.read(configured(tmp_path / "v2", tensors={"w_enc": torch.ones(5, 32)}))
+
+
+def test_a_crosscoder_is_recognised_and_refused(tmp_path):
+    save_file({"w_enc": torch.ones(2, 3)}, tmp_path / "params_layer_0.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": "jump_relu", "type": "crosscoder"}))
+    with pytest.raises(FormatError, match="crosscoder or cross-layer transcoder of Gemma Scope 2, which no dictionary here can hold"):
+        formats.read(tmp_path)
 
 
 @pytest.mark.parametrize(
