@@ -10,6 +10,7 @@ Every result is cached: the same command again reads it, and after an interrupti
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -214,8 +215,8 @@ def _print_compared(comparison: Comparison) -> None:
     for name in ("number", *(comparison.names if wide else ("dictionary", "value"))):
         table.add_column(escape(name), justify="left" if name in ("number", "dictionary") else "right", overflow="fold")
     for row in [row for row in comparison.rows if row.headline] or comparison.rows:
-        label = escape(row.label + {"higher": " ↑", "lower": " ↓", "": ""}[row.better])
-        texts = {name: _bold(value_text(found) or "–", name == row.best) for name, found in row.findings.items()}
+        label = escape(row.title)
+        texts = {name: _bold(value_text(replace(found, unit="")) or "–", name == row.best) for name, found in row.findings.items()}
         if wide:
             table.add_row(label, *(texts.get(name, "–") for name in comparison.names))
         else:

@@ -126,15 +126,16 @@ def frontier(reports: Mapping[str, EvalReport], key: Key, better: Better) -> Fig
     marks = [_point(name, l0[name], found) for name, (_, found) in points.items()]
     first, last = min(l0.values()), max(l0.values())
     dense = _dense(reports, first, last) if key == FVU else []
-    lines = [*dense, *_families(reports, l0, value), *_pareto(l0, value, better)]
+    series = (*dense, *_families(reports, l0, value), *_pareto(l0, value, better), *marks)
     label = f"{shown.name}, {shown.subject}" if shown.subject else shown.name
-    x = Axis("L0", "active latents a token", "log" if first > 0 and last > 3 * first else "linear")
-    caption = (
-        f"{shown.formula or shown.meaning} {'Lower' if better == 'lower' else 'Higher'} is better; bars are 95 % intervals over documents."
-    )
+    positive = min(v for s in series for v in (*s.y, *s.low)) > 0
+    x = Axis("L0", "active latents a token", "log" if first > 0 else "linear")
+    y = Axis(label, shown.unit, "log" if key == FVU and positive else "linear")
+    asked = (shown.formula or shown.meaning).rstrip(".")
+    caption = f"{asked}. {'Lower' if better == 'lower' else 'Higher'} is better; bars are 95 % intervals over documents."
     if dense:
         caption += " Dashed: the first k principal components of the store's activations, which need k real coefficients a token."
-    return Figure(f"L0 against {label}", x, Axis(label, shown.unit), (*lines, *marks), caption=caption)
+    return Figure(f"L0 against {label}", x, y, series, caption=caption)
 
 
 def _point(name: str, at: float, found: Finding) -> Series:

@@ -48,6 +48,16 @@ HEADLINES: tuple[Headline, ...] = (
     Headline("CE increase", "downstream", "CE increase", "lower"),
     Headline("CE recovered", "downstream", "CE recovered", "higher", subject=None),
     Headline("KL", "downstream", "KL", "lower"),
+    Headline("description length", "description", "description length"),
+    Headline("description length, its distortion", "description", "distortion"),
+    Headline("absorption fraction", "absorption", "absorption fraction", "lower"),
+    Headline("full absorption rate", "absorption", "full absorption rate", "lower"),
+    Headline("letters that absorption is measured on", "absorption", "letters that count"),
+    Headline("split letters", "splitting", "split letters"),
+    Headline("disentanglement of attributes", "disentanglement", "disentanglement", "higher"),
+    Headline("atoms of another seed, mean cosine of pairs", "stability", "mean cosine of pairs", "higher"),
+    Headline("planted features, MCC", "recovery", "MCC", "higher"),
+    Headline("planted features, firing F1", "recovery", "firing F1", "higher"),
 )
 """In the order of a summary."""
 
@@ -94,3 +104,9 @@ class ComparedRow:
     """The dictionary whose value is best, where its interval overlaps no other's; or empty."""
     headline: bool
     """Whether it is one of the headlines."""
+
+    @property
+    def title(self) -> str:
+        """The label with its unit, and an arrow towards the better."""
+        unit = next(iter(self.findings.values())).unit
+        return self.label + (f" ({unit})" if unit else "") + {"higher": " ↑", "lower": " ↓", "": ""}[self.better]

@@ -4,6 +4,7 @@ Colours are those of the notebook (`currentColor`, and greys that are transparen
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from markupsafe import Markup, escape
 
@@ -34,7 +35,8 @@ def report_html(
     parts = [_title(title), Markup('<p style="{}">{}</p>').format(MUTED, told), _list(caveats)]
     n = sum(len(group.findings) for group in groups)
     if lines:
-        parts.append(_table(HEAD, [_cells(line.label, line.found) for line in lines]))
+        firsts = _firsts([line.found for line in lines])
+        parts.append(_table(HEAD, [_cells(line.label, line.found, defined=first) for line, first in zip(lines, firsts, strict=True)]))
         parts += [_fold(f"All {n} numbers", _every(groups))] if n > len(lines) else []
     elif n:
         parts.append(_every(groups))
@@ -49,9 +51,9 @@ def comparison_html(names: Sequence[str], rows: Sequence[ComparedRow], notes: Se
     first = [row for row in rows if row.headline] or list(rows)
     rest = [row for row in rows if row not in first]
     legend = Markup('<p style="{}">{}</p>').format(MUTED, "Bold: the best of its line, with an interval that overlaps no other's.")
-    parts = [_title("Comparison of " + ", ".join(names)), _list(notes), _table(head, [_compared(row, names) for row in first]), legend]
+    parts = [_title("Comparison of " + ", ".join(names)), _list(notes), _side_by_side(head, first, names), legend]
     if rest:
-        parts.append(_fold(f"{len(rest)} more numbers", _table(head, [_compared(row, names) for row in rest])))
+        parts.append(_fold(f"{len(rest)} more numbers", _side_by_side(head, rest, names)))
     return str(_frame(parts))
 
 
@@ -59,13 +61,24 @@ def _title(text: str) -> Markup:
     return Markup('<h4 style="margin:.4em 0">{}</h4>').format(text)
 
 
-def _compared(row: ComparedRow, names: Sequence[str]) -> list[Markup]:
-    cells = [_cell(CELL, row.label + {"higher": " ↑", "lower": " ↓", "": ""}[row.better])]
+def _side_by_side(head: Sequence[str], rows: Sequence[ComparedRow], names: Sequence[str]) -> Markup:
+    shown = [next(iter(row.findings.values())) for row in rows]
+    return _table(head, [_compared(row, names, defined=is_first) for row, is_first in zip(rows, _firsts(shown), strict=True)])
+
+
+def _firsts(findings: Sequence[Finding]) -> list[bool]:
+    """Whether each is of another quantity than the one before it: its definition is shown."""
+    keys = [(found.measure, found.name) for found in findings]
+    return [i == 0 or keys[i - 1] != key for i, key in enumerate(keys)]
+
+
+def _compared(row: ComparedRow, names: Sequence[str], *, defined: bool) -> list[Markup]:
+    cells = [_cell(CELL, row.title)]
     for name in names:
         found = row.findings.get(name)
-        text = _with_interval(found) if found is not None else "–"
+        text = _with_interval(replace(found, unit="")) if found is not None else "–"
         cells.append(_cell(NUMBER + (";font-weight:700" if name == row.best else ""), text))
-    return [*cells, _definition(next(iter(row.findings.values())))]
+    return [*cells, _definition(next(iter(row.findings.values()))) if defined else _cell(DEFINITION, "")]
 
 
 def _with_interval(found: Finding) -> Markup:
@@ -78,11 +91,9 @@ def _every(groups: Sequence[Group]) -> Markup:
     rows = []
     for group in groups:
         rows.append([Markup('<th colspan="5" style="{}">{}</th>').format(CELL + ";padding-top:10px", group.title)])
-        defined = set()
-        for found in group.findings:
+        for found, is_first in zip(group.findings, _firsts(group.findings), strict=True):
             label = f"{found.name} · {found.subject}" if found.subject else found.name
-            rows.append(_cells(label, found, defined=found.name not in defined))
-            defined.add(found.name)
+            rows.append(_cells(label, found, defined=is_first))
     return _table(HEAD, rows)
 
 

@@ -92,6 +92,8 @@ def sparkline(histogram: Histogram, *, width: int = 84, height: int = 22) -> Mar
 
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 560, 330, 68, 48, 14
+NARROW = 1.25
+"""Ratio of the ends of a log axis below which it is widened by as much on either side: what differs so little is drawn near together."""
 FEW = 24
 """Points up to which a line shows them, and a cloud of them is named beside its last one."""
 
@@ -160,6 +162,8 @@ def _scales(figure: Figure, right: float | int, top: float | int) -> tuple[Scale
     left, far = min(xs), max(xs)
     if left == far:
         left, far = (left / 2, far * 2) if x_log else (left - 0.5, far + 0.5)
+    elif x_log and far < NARROW * left:
+        left, far = left / NARROW, far * NARROW
     if figure.x.names:
         left, far = min(left, -0.5), max(far, len(figure.x.names) - 0.5)
     x, y = Scale(left, far, LEFT + 6, right - 8, x_log), Scale(low, high, HEIGHT - BOTTOM, top, log)
@@ -333,7 +337,7 @@ def _labels(named: list[Series], x: Scale, y: Scale, colours: dict[str, tuple[st
                 parts.append(line(at + reach / 4, down, at + reach, place, class_="leader", opacity=0.35))
             anchor = "end" if on_left else "start"
             near = at + (reach * 1.2 if abs(place - down) > 5 else reach / 2)
-            parts.append(text(near, place + 4, label, anchor=anchor, class_=f"name {name}", fill=colour, font_weight=600))
+            parts.append(text(near, place + 4, label, anchor=anchor, class_=f"name halo {name}", fill=colour, font_weight=600))
     return parts
 
 

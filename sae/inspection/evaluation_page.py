@@ -5,6 +5,7 @@ and figures. A comparison has a column for each dictionary, and the frontiers of
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from sae.evaluation.batteries import Battery, Finding, Results
 from sae.evaluation.batteries.wording import interval_text, null_text, value_text
@@ -64,9 +65,9 @@ def _summary(report: EvalReport) -> Section | None:
     nulls = any(line.found.null_mean is not None for line in lines)
     columns = [Column("number"), Column("value"), Column("95 % interval"), *([Column("null")] if nulls else [])]
     rows = []
-    for line in lines:
+    for line, before in zip(lines, [None, *lines], strict=False):
         cells = [line.label, value_text(line.found), interval_text(line.found), *([null_text(line.found, short=True)] if nulls else [])]
-        rows.append(Row(tuple(cells), note=meaning_text(line.found), formula=line.found.formula))
+        rows.append(Row(tuple(cells), **_definition(line.found, None if before is None else before.found)))
     return Section("Summary", INTERVALS, (Table("In short", tuple(columns), tuple(rows)),))
 
 
@@ -93,18 +94,25 @@ def comparison_page(comparison: Comparison, reports: Mapping[str, EvalReport], m
 
 def _side_by_side(title: str, rows: Sequence[ComparedRow], names: Sequence[str], *, folded: bool = False) -> Table:
     columns = (Column("number"), *(Column(name) for name in names))
-    return Table(title, columns, tuple(_compared(row, names) for row in rows), folded=folded)
+    shown = [next(iter(row.findings.values())) for row in rows]
+    made = (_compared(row, names, _definition(*pair)) for row, *pair in zip(rows, shown, [None, *shown], strict=False))
+    return Table(title, columns, tuple(made), folded=folded, sideways=True)
 
 
-def _compared(row: ComparedRow, names: Sequence[str]) -> Row:
-    arrow = {"higher": " ↑", "lower": " ↓", "": ""}[row.better]
-    cells = [row.label + arrow, *(with_interval(row.findings[name]) if name in row.findings else None for name in names)]
-    shown = next(iter(row.findings.values()))
+def _compared(row: ComparedRow, names: Sequence[str], definition: Mapping[str, str]) -> Row:
+    cells = [row.title, *(with_interval(row.findings[name]) if name in row.findings else None for name in names)]
     strong = (1 + list(names).index(row.best),) if row.best else ()
-    return Row(tuple(cells), note=meaning_text(shown), formula=shown.formula, strong=strong)
+    return Row(tuple(cells), strong=strong, **definition)
+
+
+def _definition(found: Finding, before: Finding | None) -> dict[str, str]:
+    """What a row's number means; nothing below another number of the same quantity."""
+    if before is not None and (before.measure, before.name) == (found.measure, found.name):
+        return {}
+    return {"note": meaning_text(found), "formula": found.formula}
 
 
 def with_interval(found: Finding) -> str | None:
-    """The value, and its interval on a line of its own."""
-    value, interval = value_text(found), interval_text(found)
+    """The value without its unit, and its interval on a line of its own."""
+    value, interval = value_text(replace(found, unit="")), interval_text(found)
     return value if value is None or interval is None or found.low == found.high else f"{value}\n{interval}"

@@ -93,6 +93,8 @@ class Table:
     """Heading of the column of row notes."""
     folded: bool = False
     """Whether it stands folded up behind its title, after the figures."""
+    sideways: bool = False
+    """Whether a narrow screen moves it sideways, where otherwise each row breaks into lines: for columns that are to be compared."""
 
     def __post_init__(self) -> None:
         for row in self.rows:

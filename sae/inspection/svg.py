@@ -100,13 +100,13 @@ def round_ticks(low: float | int, high: float | int, n: int) -> list[float]:
 
 
 def log_ticks(low: float | int, high: float | int) -> list[float]:
-    """Powers of ten within [low, high]; with 2 and 5 times them where that leaves fewer than three."""
+    """Powers of ten within [low, high]; with 2 and 5 times them where that leaves fewer than three, and evenly where those do too."""
     exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for multiples in ((1,), (1, 2, 5)):
         found = [m * 10.0**e for e in exponents for m in multiples if low * 0.999 <= m * 10.0**e <= high * 1.001]
         if len(found) >= 3:
             return found
-    return found or [float(low)]
+    return found if len(found) > 2 else round_ticks(low, high, 4)
 
 
 def tick_label(value: float | int) -> str:

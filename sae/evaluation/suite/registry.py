@@ -11,8 +11,12 @@ from importlib.metadata import EntryPoint, entry_points
 
 from sae.errors import ConfigError
 from sae.evaluation.batteries import Battery
+from sae.evaluation.suite.attributes import DISENTANGLEMENT
 from sae.evaluation.suite.effects import DOWNSTREAM
 from sae.evaluation.suite.fidelity import DENSITIES, RECONSTRUCTION
+from sae.evaluation.suite.lengths import DESCRIPTION
+from sae.evaluation.suite.planted import RECOVERY
+from sae.evaluation.suite.seeds import FIRING_STABILITY, STABILITY
 
 GROUP = "sae.evaluations"
 """The group of entry points."""
@@ -21,6 +25,10 @@ FAMILY = "evaluation"
 OWN = (
     Battery("fidelity", "Fidelity", "what a reconstruction misses, and how sparsely", (RECONSTRUCTION, DENSITIES), family=FAMILY),
     Battery("effects", "Effects", "what a reconstruction does to the language model", (DOWNSTREAM,), family=FAMILY),
+    Battery("lengths", "Description length", "how many bits a token costs through the dictionary", (DESCRIPTION,), family=FAMILY),
+    Battery("attributes", "Attributes", "whether latents keep attributes of one thing apart", (DISENTANGLEMENT,), family=FAMILY),
+    Battery("seeds", "Seeds", "how much of a dictionary is in one of another seed", (STABILITY, FIRING_STABILITY), family=FAMILY),
+    Battery("planted", "Planted features", "how much of what was planted is found", (RECOVERY,), family=FAMILY),
 )
 EVALUATIONS: dict[str, Battery] = {battery.name: battery for battery in OWN}
 """The batteries of this package, by name."""
