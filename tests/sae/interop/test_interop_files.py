@@ -369,7 +369,7 @@ def test_a_compressed_torch_file_is_refused(tmp_path):
     with zipfile.ZipFile(tmp_path / "whole.pt") as old, zipfile.ZipFile(tmp_path / "ae.pt", "w", zipfile.ZIP_DEFLATED) as new:
         for name in old.namelist():
             new.writestr(name, old.read(name))
-    fails(read_torch, tmp_path / "ae.pt", "compressed")
+    fails(read_torch, tmp_path / "ae.pt", "is compressed in a way")
 
 
 def test_ten_gigabytes_declared_in_a_kilobyte_take_no_memory(tmp_path):
