@@ -23,7 +23,7 @@ Nothing here knows a language model: answers come from a function of activations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -74,6 +74,7 @@ class Questions:
         return float(self.known[self.attribute == attribute].double().mean())
 
 
+@runtime_checkable
 class Reader(Protocol):
     """What answers questions from activations."""
 
@@ -82,6 +83,7 @@ class Reader(Protocol):
         ...
 
 
+@runtime_checkable
 class Exchange(Protocol):
     """A way to cut activations into units that can be exchanged one by one: latents, neurons, principal components."""
 
