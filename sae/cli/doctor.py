@@ -7,11 +7,11 @@ sae doctor downloads/sae --model default                         and what it doe
 
 import json
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import typer
@@ -22,6 +22,7 @@ from sae.activations.store import ActivationStore
 from sae.cli.machine import compute_device, load_model, set_threads
 from sae.cli.paths import load_any_dictionary, open_store
 from sae.cli.screen import console
+from sae.dictionaries.activations import JumpReLU
 from sae.dictionaries.autoencoder import Autoencoder
 from sae.dictionaries.base import Dictionary
 from sae.errors import ConfigError
@@ -29,6 +30,7 @@ from sae.evaluation.doctor import Diagnosis, examine, examine_transcoder
 from sae.evaluation.downstream import Downstream, downstream
 from sae.evaluation.reconstruction import Reconstruction
 from sae.fingerprint import to_json
+from sae.interop.card import facts, one_line
 from sae.interop.formats import identify, named
 from sae.models.language_model import LanguageModel
 
@@ -69,12 +71,12 @@ def doctor_command(
     found = format or identify(Path(path).expanduser())
     dictionary = load_any_dictionary(path, found)
     language_model = load_model(model, stored=None, dtype=None, device=compute_device(None)) if model else None
-    read = described(dictionary, found)
+    read, notes = described(dictionary, found), notes_of(dictionary)
     if not as_json:
-        _print_read(read)
+        _print_read(read, notes)
     if store is None and language_model is None:
         if as_json:
-            typer.echo(json.dumps({"read": read}, indent=1))
+            typer.echo(json.dumps({"read": read, "notes": notes}, indent=1))
         else:
             console.print("Give --store or --model (`default` for the default one) to see how it does on text.", soft_wrap=True)
         return
@@ -83,7 +85,13 @@ def doctor_command(
         effect = None if language_model is None or tokens.target else _effect(dictionary, language_model, tokens, n_tokens)
         mismatch = _mismatch(dictionary, tokens, language_model)
     if as_json:
-        record = {"read": read, "site": tokens.site, "scores": to_json(diagnosis.scores), "downstream": to_json(effect) if effect else None}
+        record = {
+            "read": read,
+            "notes": notes,
+            "site": tokens.site,
+            "scores": to_json(diagnosis.scores),
+            "downstream": to_json(effect) if effect else None,
+        }
         complaints = [to_json(complaint) for complaint in diagnosis.complaints] + [{"name": "origin", "text": text} for text in mismatch]
         typer.echo(json.dumps({**record, "complaints": complaints, "tried": dict(diagnosis.tried)}, indent=1))
     else:
@@ -93,43 +101,26 @@ def doctor_command(
         raise typer.Exit(1)
 
 
-def described(dictionary: Dictionary, format: str) -> dict[str, Any]:
+def described(dictionary: Dictionary, format: str) -> dict[str, str]:
     """What was read, as names and values."""
-    config = dictionary.config
-    activation = getattr(config, "activation", None)
-    settings = {name: value for name, value in to_json(activation or config).items() if name not in ("kind", "d_in", "d_sae")}
-    said = dictionary.provenance
-    d_out = dictionary.W_dec.shape[1]
-    facts: dict[str, Any] = {
-        "format": named(format).title,
-        "kind": type(dictionary).__name__ + (f" with {type(activation).__name__}" if activation is not None else ""),
-        "settings": ", ".join(f"{name} {value}" for name, value in settings.items()),
-        "width": f"{dictionary.d_in:,} in, {dictionary.d_sae:,} latents" + (f", {d_out:,} out" if d_out != dictionary.d_in else ""),
-        "input": _input(dictionary),
-        "decoder norms": _norms(dictionary),
-        "site": said.get("site") or "not stated",
-        "model": said.get("model") or (f"of digest {said['model_digest'][:12]}" if said.get("model_digest") else "not stated"),
+    read = {"format": named(format).title} | {
+        name: one_line(text) for name, text in facts(dictionary) if name not in ("digest", "read from", "note")
     }
-    notes = said.get("foreign", {}).get("notes", []) if isinstance(said.get("foreign"), dict) else []
-    return {**facts, "notes": list(notes)}
+    read["decoder norms"] = _span(torch.linalg.vector_norm(dictionary.W_dec.detach(), dim=1))
+    if isinstance(dictionary, Autoencoder) and isinstance(dictionary.config.activation, JumpReLU):
+        read["thresholds"] = _span(dictionary.log_threshold.detach().exp())
+    return read
 
 
-def _input(dictionary: Dictionary) -> str:
-    parts = [] if dictionary.normalisation == "none" else [f"every row normalised ({dictionary.normalisation})"]
-    scaling = dictionary.scaling
-    if not scaling.is_identity:
-        centred = "the mean subtracted and " if bool(scaling.mean.any()) else ""
-        parts.append(f"{centred}multiplied by {scaling.scale:.4g}")
-    if isinstance(dictionary, Autoencoder):
-        subtracted = dictionary.config.apply_b_dec_to_input and not dictionary.is_transcoder
-        parts.append("b_dec subtracted" if subtracted else "b_dec not subtracted")
-    return ", ".join(parts) or "as it is"
+def notes_of(dictionary: Dictionary) -> list[str]:
+    """What its reader had to decide, and what a user should know."""
+    foreign = dictionary.provenance.get("foreign")
+    return [one_line(str(note)) for note in foreign.get("notes", [])] if isinstance(foreign, dict) else []
 
 
-def _norms(dictionary: Dictionary) -> str:
-    norms = torch.linalg.vector_norm(dictionary.W_dec.detach(), dim=1)
-    low, high = float(norms.min()), float(norms.max())
-    return "all 1" if high - low < 1e-3 and abs(high - 1) < 1e-3 else f"{low:.3g} to {high:.3g}"
+def _span(values: torch.Tensor) -> str:
+    low, high = float(values.min()), float(values.max())
+    return f"all {low:.4g}" if high - low <= 1e-3 * abs(high) else f"{low:.3g} to {high:.3g}"
 
 
 @contextmanager
@@ -237,12 +228,9 @@ def _mismatch(dictionary: Dictionary, tokens: _Tokens, model: LanguageModel | No
     return found
 
 
-def _print_read(read: dict[str, Any]) -> None:
-    for name, value in read.items():
-        if name != "notes" and value:
-            console.print(f"{name:<14} {value}", highlight=False, markup=False, soft_wrap=True)
-    for note in read["notes"]:
-        console.print(f"{'note':<14} {note}", highlight=False, markup=False, soft_wrap=True)
+def _print_read(read: Mapping[str, str], notes: Sequence[str]) -> None:
+    for name, value in (*read.items(), *(("note", note) for note in notes)):
+        console.print(f"{name:<14} {value}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _print_scores(diagnosis: Diagnosis, effect: Downstream | None, site: str) -> None:

@@ -54,7 +54,7 @@ def doctor(*arguments):
 def test_without_tokens_it_says_what_was_read_and_what_to_give(made):
     result = doctor(made / "sound")
     assert result.exit_code == 0
-    for text in ("SAE workbench", "Autoencoder with ReLU", "32 in, 64 latents", "b_dec subtracted", "all 1", SITES[0], "--store"):
+    for text in ("SAE workbench", "autoencoder", "ReLU", "64", "less b_dec", "all 1", SITES[0], "--store"):
         assert text in result.output
 
 
