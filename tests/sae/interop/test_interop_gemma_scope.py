@@ -12,8 +12,10 @@ from foreign_files import random_autoencoder
 from safetensors.torch import load_file, save_file
 
 from sae.dictionaries.activations import AbsTopK, BatchTopK, Gated, JumpReLU, ReLU, TopK
+from sae.dictionaries.autoencoder import Autoencoder
 from sae.dictionaries.codebook import Codebook, CodebookConfig
 from sae.dictionaries.pursuit import MatchingPursuit, PursuitConfig
+from sae.dictionaries.scaling import Scaling
 from sae.errors import ConfigError, FormatError
 from sae.interop import formats, gemma_scope
 from scripts.golden import gemma_scope_cases
@@ -181,6 +183,16 @@ def test_a_site_is_taken_from_a_path_only_where_the_path_is_the_published_one(pa
     assert places(dictionary) == expected
     assert dictionary.is_transcoder == transcoder
     assert ("path" in notes(dictionary)) and ("embedding" in path) == ("sqrt(d_in)" in notes(dictionary))
+
+
+def test_an_sae_of_embeddings_explains_what_the_model_makes_of_them_with_the_scaling_that_its_note_names(tmp_path):
+    rows = gemma_scope.read(saved(tmp_path / "gemma-scope-2b-pt-res/embedding/width_4k/average_l0_6"))
+    multiplied = Autoencoder(rows.config, Scaling(torch.zeros(12), 12**-0.5))
+    multiplied.load_state_dict(rows.state_dict())
+    embeddings = torch.randn(30, 12, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        torch.testing.assert_close(multiplied.encode(12**0.5 * embeddings).dense(), rows.encode(embeddings).dense(), atol=1e-5, rtol=0)
+        torch.testing.assert_close(multiplied(12**0.5 * embeddings), 12**0.5 * rows(embeddings), atol=2e-5, rtol=0)
 
 
 def test_what_a_square_transcoder_of_version_1_is_must_be_in_the_path(tmp_path):
