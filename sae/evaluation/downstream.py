@@ -166,7 +166,7 @@ class Rows:
     """The document of every token where documents were kept apart; see `LanguageModel.capture`."""
 
     @property
-    def counted(self) -> Bool[Tensor, "n_rows context-1"]:
+    def counted(self) -> Bool[Tensor, "n_rows n_positions"]:
         """The positions whose prediction is counted."""
         return self.use[:, :-1]
 
