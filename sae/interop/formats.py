@@ -74,6 +74,14 @@ _LEARNED = (
     {"W_enc", "b_enc", "W_dec", "b_dec"},
     {"ae", "step"},
 )  # fmt: skip
+_ELSEWHERE = (
+    "sae_weights.safetensors",
+    "sae_weights.pt",
+    "checkpoints/pruned.safetensors",
+    "checkpoints/pruned.pt",
+    "checkpoints/final.pt",
+)
+"""Where OpenMOSS's libraries look for weights besides."""
 FORMATS: dict[str, Format] = {
     format.name: format
     for format in (
@@ -84,7 +92,8 @@ FORMATS: dict[str, Format] = {
         ),
         Format(
             "saelens", "SAELens", "cfg.json and sae_weights.safetensors of SAELens 6, and of versions before",
-            (("cfg.json", "sae_weights.safetensors"),), ("sparsity.safetensors", "runner_cfg.json"),
+            (("cfg.json", "sae_weights.safetensors"),),
+            ("activation_scaler.json", "activation_whitening.safetensors", "sparsity.safetensors", "runner_cfg.json"),
         ),
         Format(
             "gemma_scope", "Gemma Scope", "JumpReLU autoencoders and transcoders: params.npz, or config.json and params.safetensors",
@@ -105,11 +114,11 @@ FORMATS: dict[str, Format] = {
         ),
         Format(
             "llama_scope", "Llama Scope", "hyperparams.json and checkpoints/final.safetensors",
-            (("hyperparams.json", "checkpoints/final.safetensors"),), ("lm_config.json",),
+            tuple(("hyperparams.json", name) for name in ("checkpoints/final.safetensors", *_ELSEWHERE)), ("lm_config.json",),
         ),
         Format(
             "llamascopium", "llamascopium", "config.json and sae_weights.safetensors, successor of Llama Scope's library",
-            (("config.json", "sae_weights.safetensors"), ("config.json", "sae_weights.pt")),
+            tuple(("config.json", name) for name in (*_ELSEWHERE, "checkpoints/final.safetensors")),
             marks=lambda keys, names: bool(keys & {"sae_type", "act_fn", "hook_point_in"}),
         ),
     )

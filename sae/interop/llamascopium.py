@@ -117,6 +117,8 @@ def read(path: str | Path) -> Autoencoder:
     tensors.finish()
     notes = tensors.notes() + _without_norms_(parameters, said, tensors.path)
     activation: Activation = {"relu": ReLU(), "topk": TopK(said.top_k)}.get(said.act_fn) or _jump_relu(said)
+    if said.act_fn == "topk" and tensors.has("encoder.weight"):
+        notes.append("an early file with act_fn topk: its library kept negative values too in rows with fewer than k positive ones")
     if said.use_decoder_bias and said.apply_decoder_bias_to_pre_encoder:
         parameters["b_enc"] = bias_without_shift(parameters["W_enc"], parameters["b_enc"], parameters["b_dec"])
         notes.append("the file subtracts decoder.bias from the input, which is part of b_enc here")

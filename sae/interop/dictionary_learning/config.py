@@ -44,6 +44,8 @@ LAYOUTS = {
 """dict_class -> its tensors."""
 MISSPELT = {"MatroyshkaBatchTopKSAE": "MatryoshkaBatchTopKSAE"}
 """Until February 2025 the library wrote this name."""
+DEFAULT_CLASSES = {"StandardTrainer": "AutoEncoder", "GatedSAETrainer": "GatedAutoEncoder"}
+"""What these trainers train unless told otherwise; until May 2024 they wrote no dict_class."""
 THRESHOLDED = ("BatchTopKSAE", "MatryoshkaBatchTopKSAE")
 SHARED = frozenset({"trainer_class", "dict_class", "activation_dim", "dict_size", "layer", "lm_name", "submodule_name"})
 """Keys of every trainer that say what the dictionary is and where it belongs."""
@@ -112,14 +114,17 @@ def stated(raw: dict[str, Any], path: Path) -> Stated:
     if trainer_class is not None and trainer_class not in TRAINERS:
         raise FormatError(f"{path}: trainer_class must be one of {', '.join(TRAINERS)}, got {trainer_class!r}")
     options = TRAINERS[trainer_class] if trainer_class else frozenset({"k", "group_sizes", "bandwidth"})
-    check_keys(trainer, known=SHARED | options, required={"dict_class"}, path=f"{path} (trainer)")
+    required = frozenset() if trainer_class in DEFAULT_CLASSES else frozenset({"dict_class"})
+    check_keys(trainer, known=SHARED | options, required=required, path=f"{path} (trainer)")
     check_keys(buffer, known=BUFFER, required=set(), path=f"{path} (buffer)")
-    dict_class = _text(trainer, "dict_class", path)
+    dict_class = _text(trainer, "dict_class", path) or DEFAULT_CLASSES.get(trainer_class or "")
     dict_class = MISSPELT.get(dict_class, dict_class)
     if dict_class not in LAYOUTS:
         reason = ", which has no latents: it copies its input" if dict_class == "IdentityDict" else ""
         raise FormatError(f"{path}: dict_class must be one of {', '.join(LAYOUTS)}, got {dict_class!r}{reason}")
     known, notes = _sites(trainer, buffer, path)
+    if "dict_class" not in trainer:
+        notes.append(f"the file is older than dict_class: {dict_class} is what {trainer_class} trained")
     return Stated(
         dict_class=dict_class,
         trainer=trainer,

@@ -25,6 +25,7 @@ GOLDEN = Path(__file__).resolve().parents[2] / "golden/interop/dictionary_learni
 CASES = sorted(path.name for path in GOLDEN.iterdir() if path.is_dir())
 CHECKED = json.loads((GOLDEN / "checked.json").read_text())["cases"]
 OURS = dictionary_learning_cases.cases()
+TRAINED_BY = {"standard": "StandardTrainer", "gated": "GatedSAETrainer"}
 
 
 def changed(folder, case="top_k", *, trainer=None, buffer=None, tensors=None, other=None):
@@ -215,6 +216,16 @@ def test_the_name_that_the_library_misspelt_is_read_and_goes_back(tmp_path):
     dictionary_learning.write(dictionary, tmp_path / "again")
     assert json.loads((tmp_path / "again/config.json").read_text())["trainer"]["dict_class"] == "MatroyshkaBatchTopKSAE"
     assert read_torch(tmp_path / "again/ae.pt")["group_sizes"].tolist() == [8, 8, 16]
+
+
+def test_files_older_than_dict_class_are_of_the_class_that_their_trainer_trained(tmp_path):
+    old = {"dict_class": None, "activation_dim": None, "dict_size": None}
+    for case in ("standard", "gated"):
+        dictionary = dictionary_learning.read(changed(tmp_path / case, case, trainer={**old, "trainer_class": TRAINED_BY[case]}))
+        assert dictionary.digest == dictionary_learning.read(GOLDEN / case).digest
+        assert "older than dict_class" in notes(dictionary)
+    with pytest.raises(FormatError, match="lacks 'bias'"):
+        dictionary_learning.read(changed(tmp_path / "a", "gated", trainer={**old, "trainer_class": "StandardTrainer", "wandb_name": "x"}))
 
 
 def test_another_activation_is_not_written_with_the_options_of_the_trainer_that_it_did_not_have(tmp_path):

@@ -17,6 +17,7 @@ from sae.dictionaries.pursuit import MatchingPursuit, PursuitConfig
 from sae.errors import ConfigError, FormatError
 from sae.interop import llama_scope
 from sae.interop.files import read_torch, write_torch
+from sae.interop.formats import identify
 from scripts.golden import llama_scope_cases
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden/interop/llama_scope"
@@ -159,6 +160,7 @@ def test_weights_are_looked_for_where_the_library_looks_first(tmp_path):
     (folder / WEIGHTS).unlink()
     write_torch(folder / "checkpoints/final.pt", {"sae": found, "version": "0.1.0"})
     assert llama_scope.read(folder).digest == llama_scope.read(GOLDEN / "released").digest
+    assert identify(folder) == "llama_scope"
     pruned = found | {"encoder.bias": torch.zeros(36)}
     save_file(pruned, folder / "checkpoints/pruned.safetensors")
     assert not llama_scope.read(folder).b_enc.any()

@@ -19,6 +19,7 @@ from sae.dictionaries.scaling import Scaling
 from sae.errors import ConfigError, FormatError
 from sae.interop import llamascopium
 from sae.interop.files import read_torch, write_torch
+from sae.interop.formats import identify
 from scripts.golden import llamascopium_cases
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden/interop/llamascopium"
@@ -204,6 +205,8 @@ def test_what_was_decided_is_said(tmp_path):
     assert "thresholds are divided by the norms of the atoms" in notes(llamascopium.read(GOLDEN / "jump_relu"))
     assert "part of b_enc here" in notes(llamascopium.read(GOLDEN / "early_pre_bias"))
     half = {name: tensor.bfloat16() for name, tensor in load_file(GOLDEN / "early" / WEIGHTS).items() if not name.startswith(NORM)}
+    early = changed(tmp_path / "b", "early", tensors={"log_jumprelu_threshold": None}, act_fn="topk", top_k=5)
+    assert "kept negative values too" in notes(llamascopium.read(early))
     assert "bfloat16" in notes(llamascopium.read(changed(tmp_path / "a", "early", tensors=half)))
 
 
@@ -230,6 +233,7 @@ def test_weights_are_looked_for_where_the_library_looks_first(tmp_path):
     (folder / "checkpoints").mkdir()
     write_torch(folder / "checkpoints/final.pt", {"sae": found, "version": "2"})
     assert llamascopium.read(folder).digest == digest
+    assert identify(folder) == "llamascopium"
     (folder / "sae_weights.dcp").mkdir()
     with pytest.raises(FormatError, match=r"sae_weights\.dcp is in torch's distributed format"):
         llamascopium.read(folder)
