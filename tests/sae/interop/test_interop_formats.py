@@ -14,7 +14,7 @@ from sae.dictionaries.checkpoint import save_dictionary
 from sae.errors import ConfigError, FormatError
 from sae.interop import formats
 from sae.interop.files import names_in, write_npz, write_safetensors, write_torch
-from sae.interop.formats import FORMATS, identify, read, write
+from sae.interop.formats import FORMATS, files_of, identify, read, write
 
 FOREIGN = [name for name in FORMATS if name != "sae"]
 
@@ -61,6 +61,18 @@ def test_what_is_read_equals_what_its_module_reads():
         expected = importlib.import_module(f"sae.interop.{name}").read(place)
         for found in (read(place), read(place, name)):
             assert found.digest == expected.digest and found.provenance == expected.provenance and not found.training
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_files_of_a_format_are_all_that_reading_needs(case, tmp_path):
+    place, name = place_of(case), case.split("/")[0]
+    folder, names = files_of(place, name)
+    for file in names:
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        shutil.copy(folder / file, tmp_path / file)
+    found, expected = read(tmp_path, name), read(place, name)
+    assert found.digest == expected.digest
+    assert found.provenance["foreign"]["config"] == expected.provenance["foreign"]["config"]
 
 
 def test_our_own_folder_is_one_of_the_formats(tmp_path):
