@@ -11,7 +11,9 @@ from foreign_files import random_autoencoder
 from safetensors.torch import load_file, save_file
 
 from sae.dictionaries.activations import AbsTopK, BatchTopK, JumpReLU, ReLU, TopK
+from sae.dictionaries.autoencoder import Autoencoder
 from sae.dictionaries.pursuit import MatchingPursuit, PursuitConfig
+from sae.dictionaries.scaling import Scaling
 from sae.errors import ConfigError, FormatError
 from sae.interop import sparsify
 from scripts.golden import sparsify_cases
@@ -110,6 +112,18 @@ def test_our_dictionaries_come_back_as_the_same_function_with_codes_in_activatio
     with torch.no_grad():
         torch.testing.assert_close(back(acts), ours(acts), atol=2e-5, rtol=1e-5)
         torch.testing.assert_close(back.encode(acts).dense(), ours.encode(acts).dense() / ours.scaling.scale, atol=2e-5, rtol=1e-5)
+
+
+def test_a_scaling_of_the_target_alone_is_folded_in(tmp_path):
+    plain = OURS["transcoder"]
+    ours = Autoencoder(plain.config, target_scaling=Scaling(torch.linspace(-1, 1, 12), 0.25))
+    with torch.no_grad():
+        for name, parameter in ours.named_parameters():
+            parameter.copy_(plain.get_parameter(name))
+        sparsify.write(ours, tmp_path / "a")
+        acts = torch.randn(24, 12, generator=torch.Generator().manual_seed(4))
+        torch.testing.assert_close(sparsify.read(tmp_path / "a")(acts), ours(acts), atol=1e-5, rtol=1e-5)
+        assert float((ours(acts) - plain(acts)).abs().max()) > 1
 
 
 def test_signed_codes_are_read_and_not_written(tmp_path):
