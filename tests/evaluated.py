@@ -32,7 +32,7 @@ def share(inputs):
     """FVU and L0 of a dictionary, by its size: known, with intervals."""
     d_sae = inputs.dictionary.d_sae
     fvu = 8.0 / d_sae
-    return [{"quantity": "FVU", "value": fvu, "low": fvu * 0.9, "high": fvu * 1.1}, {"quantity": "L0", "value": d_sae / 8}]
+    return [{"quantity": "FVU", "value": fvu, "low": fvu * 0.88, "high": fvu * 1.12}, {"quantity": "L0", "value": d_sae / 8}]
 
 
 def counted_batteries(calls):

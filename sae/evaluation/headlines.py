@@ -53,7 +53,7 @@ HEADLINES: tuple[Headline, ...] = (
     Headline("absorption fraction", "absorption", "absorption fraction", "lower"),
     Headline("full absorption rate", "absorption", "full absorption rate", "lower"),
     Headline("letters that absorption is measured on", "absorption", "letters that count"),
-    Headline("split letters", "splitting", "split letters"),
+    Headline("split letters", "letter_splitting", "split letters"),
     Headline("disentanglement of attributes", "disentanglement", "disentanglement", "higher"),
     Headline("atoms of another seed, mean cosine of pairs", "stability", "mean cosine of pairs", "higher"),
     Headline("planted features, MCC", "recovery", "MCC", "higher"),

@@ -32,7 +32,7 @@ from sae.storage import Key, ResultCache, read_json, user_cache_dir, write_json
 
 EVALUATION = "evaluation.json"
 OF_STORE = ("fidelity", "lengths")
-OF_MODEL = ("effects", "absorption", "probing", "attributes")
+OF_MODEL = ("effects", "absorption", "probing", "ablation", "attributes")
 """Batteries that are run when none is named: with a store, and with a language model besides."""
 NEEDED = {
     "dictionary": "a dictionary",
