@@ -219,3 +219,27 @@ def _columns(path: Path, name: str) -> int:
     from sae.storage.tensors import read_header
 
     return int(read_header(path)[1][f"columns/{name}"])
+
+
+def needed_tokens(
+    model: ProbedModel, located: Located, site: Site, *, context: int = 256, batch_rows: int = 16, max_norm_ratio: float = 6.0
+) -> tuple[Float[Tensor, "n_needed width"], Int[np.ndarray, " n_needed"], Bool[np.ndarray, " n_tokens"]]:
+    """(activations, their token numbers, which tokens count): the tokens that some row of `located` is read from, in the model's dtype.
+
+    For codes of dictionaries that are not known yet: the model runs once, and each dictionary encodes what is kept. Options and errors are those of
+    `from_model`; texts longer than the context are cut.
+    """
+    run = _Pass(model, located, (site,), {}, context, max_norm_ratio)
+    counted = (located.offsets() < context - 1) & (located.offsets() >= located.config.skip_first)
+    read = np.zeros(len(counted), dtype=bool)
+    read[located.token_rows(counted).tokens] = True
+    order, acts, numbers = np.argsort(np.diff(located.starts), kind="stable"), [], []
+    for start in range(0, len(order), batch_rows):
+        captured, tokens = run._capture(np.sort(order[start : start + batch_rows]))
+        counted[tokens] &= run._moderate(captured[site], tokens, site)
+        kept = counted[tokens] & read[tokens]
+        acts.append(captured[site][torch.from_numpy(kept)].cpu())
+        numbers.append(tokens[kept])
+    found = np.concatenate(numbers)
+    back = np.argsort(found)
+    return torch.cat(acts)[torch.from_numpy(back)], found[back], counted
