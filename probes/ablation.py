@@ -7,12 +7,13 @@
 
 Spurious correlation removal and targeted probe perturbation of SAEBench (Karvonen et al., 2025, arXiv 2503.09532). SCR is 1 when the wanted concept
 is read as if the data had never been biased, 0 when nothing was gained; TPP is 0 when latents are not apart. SCR ranks by |e_j|, TPP by e_j
-with negative effects left out. Both come with the same numbers for as many latents drawn at random among those that are active.
+with negative effects left out. Both come with the same numbers for as many latents drawn at random among those that are active. Probes are linear, so x'
+is never made: what a probe says of it is w . x' + b = (w . x + b) - sum_{j in S} f_j (W_dec_j . w).
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int, Shaped
@@ -123,10 +124,10 @@ def spurious_correlation_removal(
             "or label more rows (spurious_correlation_removal)"
         )
     effects = latent_effects(codes[balanced[0]], spurious[balanced[0]], W_dec, reader.coef_[0])
+    asked = _asked(biased, acts[rows], codes[rows], W_dec, wanted[rows])
 
     def value(latents: np.ndarray) -> float:
-        changed = without_latents(acts[rows], codes[rows], W_dec, latents)
-        return (float(np.mean(biased.predict(changed) == wanted[rows])) - before) / (best - before)
+        return (asked.accuracy_without(latents) - before) / (best - before)
 
     return _curve("SCR", value, np.abs(effects), _active(codes[balanced[0]]), counts, generator, before, best)
 
@@ -159,15 +160,12 @@ def targeted_perturbation(
     effects = [
         np.maximum(latent_effects(codes[train], own[train], W_dec, fit.coef_[0]), 0) for own, fit in zip(is_class, fits, strict=True)
     ]
-    asked = [_balanced(own, 2, test, generator, "test") for own in is_class]
-    right = np.array([np.mean(fit.predict(acts[rows]) == own[rows]) for fit, rows, own in zip(fits, asked, is_class, strict=True)])
+    rows_of = [_balanced(own, 2, test, generator, "test") for own in is_class]
+    asked = [_asked(fit, acts[rows], codes[rows], W_dec, own[rows]) for fit, rows, own in zip(fits, rows_of, is_class, strict=True)]
+    right = np.array([each.accuracy_without(np.arange(0)) for each in asked])
 
     def drops(latents: np.ndarray) -> np.ndarray:
-        after = [
-            np.mean(fit.predict(without_latents(acts[rows], codes[rows], W_dec, latents)) == own[rows])
-            for fit, rows, own in zip(fits, asked, is_class, strict=True)
-        ]
-        return right - np.array(after)
+        return right - np.array([each.accuracy_without(latents) for each in asked])
 
     def value(latents_of: Sequence[np.ndarray]) -> float:
         D = np.stack([drops(latents) for latents in latents_of])
@@ -180,6 +178,29 @@ def targeted_perturbation(
     nulls = [[value([_drawn(active, n, generator) for _ in classes]) for _ in range(N_RANDOM)] for n in counts]
     means, sds = tuple(float(np.mean(v)) for v in nulls), tuple(float(np.std(v, ddof=1)) for v in nulls)
     return AblationCurve("TPP", tuple(counts), tuple(values), means, sds, float(right.mean()), None, N_RANDOM)
+
+
+class _Asked(NamedTuple):
+    """A probe and the rows that it is asked about."""
+
+    decision: np.ndarray
+    """w . x + b of every row."""
+    codes: Any
+    """f of every row."""
+    readout: np.ndarray
+    """W_dec_j . w of every latent."""
+    truth: np.ndarray
+    """What is right: whether the row is of class 1."""
+
+    def accuracy_without(self, latents: np.ndarray) -> float:
+        """Share of rows that the probe gets right once these latents are gone."""
+        taken = np.zeros(len(self.readout))
+        taken[latents] = self.readout[latents]
+        return float(np.mean((self.decision - self.codes @ taken > 0) == self.truth))
+
+
+def _asked(fit: Any, acts: np.ndarray, codes: Any, W_dec: np.ndarray, y: np.ndarray) -> _Asked:
+    return _Asked(fit.decision_function(acts), codes, W_dec.astype(np.float64) @ fit.coef_[0], y == 1)
 
 
 def _curve(
