@@ -106,7 +106,7 @@ FORMATS: dict[str, Format] = {
         Format(
             "dictionary_learning", "dictionary_learning", "every architecture of the library: ae.pt and config.json",
             (("ae.pt",), ("*.pt",), ("*.pth",)), ("config.json",),
-            marks=lambda keys, names: "sae_type" not in keys and not names >= _OPENAI and any(names >= marks for marks in _LEARNED),
+            marks=lambda keys, names: "sae_type" not in keys and any(names >= marks for marks in _LEARNED),
         ),
         Format(
             "openai_topk", "OpenAI's TopK release", "TopK and ReLU autoencoders of GPT-2 small: one .pt file",

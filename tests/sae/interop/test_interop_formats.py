@@ -150,6 +150,15 @@ def test_a_configuration_that_makes_no_dictionary_is_the_files_fault(tmp_path):
         read(tmp_path / "mine")
 
 
+def test_what_a_reader_finds_out_of_range_is_the_files_fault(monkeypatch):
+    def reader(path):
+        raise ConfigError("k must be in 1..d_sae=24, got 80 (TopK)")
+
+    monkeypatch.setattr("sae.interop.sparsify.read", reader)
+    with pytest.raises(FormatError, match=r"layers\.5 does not hold a dictionary of the format sparsify: k must be in 1"):
+        read(GOLDEN / "sparsify/layers.5")
+
+
 def test_the_names_in_a_file_are_read_without_its_elements(tmp_path, monkeypatch):
     tensors = {"b": torch.ones(2), "a": torch.ones(3)}
     write_safetensors(tmp_path / "w.safetensors", tensors)

@@ -298,7 +298,7 @@ def test_no_value_of_a_configuration_does_more_than_be_refused(configured):
     original = json.loads(configured.config.read_text())
     generator, n_refused = np.random.default_rng(0), 0
     for path in places(original):
-        for value in ["absent", *generator.choice(len(WRONG), 5, replace=False).tolist()]:
+        for value in ["absent", *generator.choice(len(WRONG), 3, replace=False).tolist()]:
             inner = config = json.loads(json.dumps(original))
             for key in path[:-1]:
                 inner = inner[key]
@@ -318,7 +318,7 @@ def test_no_damage_escapes_as_another_error(given):
         if path is None:
             continue
         data = path.read_bytes()
-        for i in range(40):
+        for i in range(30):
             damaged = bytearray(data)
             head = min(len(damaged), 400) if i % 2 else len(damaged)  # where the names and sizes are, as often as anywhere
             for _ in range(int(generator.integers(1, 4))):

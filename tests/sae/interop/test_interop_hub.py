@@ -249,7 +249,7 @@ def test_the_snippet_of_a_card_loads_the_dictionary(hub, tmp_path, monkeypatch):
 
 
 def test_a_card_of_a_foreign_dictionary_names_format_config_and_notes():
-    for case in CASES:
+    for case in CASES[::4]:
         dictionary = read(place_of(case))
         card = model_card(dictionary, scores=None, name=case)
         assert f"Read from: `{case.split('/')[0]}`" in card
