@@ -1,10 +1,10 @@
 """Entities with attributes that a language model is asked about, and its answers when the entity's activation is another.
 
-    sentence     separator, "The capital of" France "is"          the entity's last token is where activations are taken and exchanged
-    answer       the most likely next token; the right one is the first token of " Paris"
+    sentence     separator, "The city of" Paris "lies on the continent of"      the entity's last token is where activations are taken and exchanged
+    answer       the most likely next token; the right one is the first token of " Europe"
     answers(x)   the pass resumed from the site with x in place of the entity's activation, all other tokens' activations as they were
 
-The table and the sentences are plain facts and plain English of this package: 80 countries with capital, continent and main language.
+The table and the sentences are plain facts and plain English of this package: 128 cities with country, continent and main language.
 """
 
 import importlib.resources
@@ -23,10 +23,10 @@ from sae.models.sites import Site
 
 BATCH = 48
 """Sentences of a pass."""
-COUNTRY_SENTENCES = {
-    "capital": ("The capital of {} is", "The seat of government of {} is the city of"),
-    "continent": ("The country of {} lies on the continent of", "The nation of {} is a part of the continent of"),
-    "language": ("The official language of {} is", "The main language spoken in {} is"),
+CITY_SENTENCES = {
+    "country": ("The city of {} is located in the country of", "The city of {} belongs to the country of"),
+    "continent": ("The city of {} lies on the continent of", "The city of {} is a part of the continent of"),
+    "language": ("In the city of {} the main language is", "The official language in {} is"),
 }
 """The sentences of each attribute; the attribute is what comes next."""
 
@@ -59,16 +59,16 @@ class EntityTable:
         return digest(self)
 
 
-def countries() -> EntityTable:
-    """Eighty countries with capital, continent and main language, and two sentences for each."""
-    resource = importlib.resources.files("sae").joinpath("corpora", "countries.tsv")
+def cities() -> EntityTable:
+    """Cities with country, continent and main language, several of every country, and two sentences for each attribute."""
+    resource = importlib.resources.files("sae").joinpath("corpora", "cities.tsv")
     if not resource.is_file():
         raise FormatError(f"{resource} does not exist: this installation lacks its package data")
     head, *rows = (line.split("\t") for line in resource.read_text(encoding="utf-8").splitlines())
-    attributes = tuple(COUNTRY_SENTENCES)
-    if head != ["country", *attributes] or any(len(row) != len(head) for row in rows):
+    attributes = tuple(CITY_SENTENCES)
+    if head != ["city", *attributes] or any(len(row) != len(head) for row in rows):
         raise FormatError(f"{resource} must have the columns {['country', *attributes]}, got {head}")
-    return EntityTable(tuple(row[0] for row in rows), attributes, tuple(tuple(row[1:]) for row in rows), tuple(COUNTRY_SENTENCES.values()))
+    return EntityTable(tuple(row[0] for row in rows), attributes, tuple(tuple(row[1:]) for row in rows), tuple(CITY_SENTENCES.values()))
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,6 +119,21 @@ class LanguageReader:
             acts[torch.arange(len(ids)), asked.places[ids]] = x[rows].to(acts)
             said[rows] = last_tokens(logits(self._model, self._site, asked.tokens[ids, :context], acts), asked.lengths[ids])
         return said
+
+    def slopes(
+        self, x: Float[Tensor, "n d_in"], questions: Int[Tensor, " n"], towards: Int[Tensor, " n"], away: Int[Tensor, " n"]
+    ) -> Float[Tensor, "n d_in"]:
+        """Gradient at `x` of how much likelier the token `towards` is than `away`, in logits."""
+        asked, found = self._asked, torch.zeros(x.shape)
+        for rows, context in batches(asked.lengths[questions]):
+            ids, each = questions[rows], torch.arange(len(rows))
+            at = x[rows].detach().float().requires_grad_()
+            place = torch.zeros(len(ids), context, 1).index_put_((each, asked.places[ids]), torch.ones(1))
+            acts = torch.where(place > 0, at[:, None].to(asked.acts.dtype), asked.acts[ids, :context])
+            scores = logits(self._model, self._site, asked.tokens[ids, :context], acts)[each, asked.lengths[ids] - 1]
+            margin = scores[each, towards[rows]] - scores[each, away[rows]]
+            found[rows] = torch.autograd.grad(margin.sum(), at)[0].cpu()
+        return found
 
 
 def ask(model: LanguageModel, site: Site, table: EntityTable) -> Asked:

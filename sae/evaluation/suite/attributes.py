@@ -1,9 +1,8 @@
 """Disentanglement: whether the latents that carry one attribute of an entity can be exchanged without the others, in a language model."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -24,13 +23,15 @@ from sae.evaluation.disentanglement import (
     choose,
     draw_pairs,
     effects,
+    first_pairs,
+    order_by_effect,
+    order_by_separation,
     principal_directions,
     random_units,
-    ranking,
     scores,
     split_entities,
 )
-from sae.evaluation.entities import Asked, EntityTable, LanguageReader, ask, countries
+from sae.evaluation.entities import Asked, EntityTable, LanguageReader, ask, cities
 from sae.evaluation.figures import Axis, HeatMap
 from sae.fingerprint import to_json
 from sae.geometry.nulls import compare
@@ -38,7 +39,7 @@ from sae.models.sites import Site
 from sae.storage import Key, load_tensors, read_json, save_tensors, write_json
 
 LEAST_PAIRS = 10
-"""Held-out pairs of an attribute below which it is left out."""
+"""Pairs of an attribute below which nothing is measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,11 +50,15 @@ class DisentanglementConfig:
     """Held-out pairs asked about each attribute."""
     n_training_pairs: int = 24
     """Pairs of training entities asked about each attribute, for the choice of sizes."""
-    sizes: tuple[int, ...] = (4, 16, 64, 256)
+    n_ranking_pairs: int = 64
+    """Pairs of training entities asked about each attribute, for the order by effect; those of the sizes are among them."""
+    sizes: tuple[int, ...] = (8, 32, 128, 512)
     """Numbers of latents among which the best is chosen for each attribute."""
+    order: Literal["effect", "separation"] = "effect"
+    """How latents are ranked for an attribute: by gradients through the model, or by F statistics of their values."""
     training_share: float = 0.5
     """Share of the entities on which latents are ranked and sizes chosen."""
-    n_random: int = 4
+    n_random: int = 2
     """Draws of as many random latents."""
     keep_error: bool = True
     """Whether what the dictionary does not reconstruct stays in the activation."""
@@ -71,8 +76,10 @@ class Setting:
     """The model from the site on."""
     training: Bool[Tensor, " n_entities"]
     """Which entities are for training."""
+    ranking_pairs: Int[Tensor, "n_ranking 2"]
+    """Pairs of training entities for the order by effect."""
     training_pairs: Int[Tensor, "n_training 2"]
-    """Pairs for the choice of sizes."""
+    """Those of them for the choice of sizes."""
     pairs: Int[Tensor, "n_pairs 2"]
     """Held-out pairs."""
     accuracies: dict[str, float]
@@ -81,12 +88,12 @@ class Setting:
 
 def disentanglement(inputs: Inputs, config: DisentanglementConfig) -> Outcome:
     """Scores of the dictionary's latents, of random ones, and of what needs no dictionary."""
-    site, table = _site(inputs), countries()
+    site, table = _site(inputs), cities()
     setting = _setting(inputs, config, site, table, _asked(inputs, site, table))
     exchange = LatentExchange(inputs.chosen("dictionary"), setting.questions.acts, keep_error=config.keep_error)
     if not exchange.coordinates.shape[1]:
         raise ConfigError("dictionary must have latents that fire on an entity's token, got none")
-    choice, found = _measured(setting, exchange, config.sizes)
+    choice, found = _measured(setting, exchange, config)
     generator = inputs.generator("random latents")
     draws = [
         effects(
@@ -155,24 +162,27 @@ def _setting(inputs: Inputs, config: DisentanglementConfig, site: Site, table: E
     known = [a for a, name in enumerate(table.attributes) if accuracies[name] >= config.least_accuracy]
     generator = inputs.generator("entities")
     training = split_entities(len(table.names), config.training_share, generator=generator)
+    said = f"{inputs.language_model.name} knows {', '.join(f'{name} {value:.0%}' for name, value in accuracies.items())}"
+    if len(known) < 2:
+        raise ConfigError(f"the model must answer two attributes rightly in at least {config.least_accuracy:.0%} of the sentences; {said}")
     fewer = asked.about(known)
-    first = draw_pairs(fewer.questions, training, config.n_training_pairs, generator=generator)
+    ranked = draw_pairs(fewer.questions, training, max(config.n_ranking_pairs, config.n_training_pairs), generator=generator)
+    first = first_pairs(fewer.questions, ranked, config.n_training_pairs)
     second = draw_pairs(fewer.questions, ~training, config.n_pairs, generator=generator)
     counts = torch.stack([torch.bincount(fewer.questions.attribute[each[:, 0]], minlength=len(known)) for each in (first, second)])
-    if len(known) < 2 or int(counts.min()) < min(LEAST_PAIRS, config.n_pairs, config.n_training_pairs):
-        said = ", ".join(f"{name} {value:.0%}" for name, value in accuracies.items())
-        raise ConfigError(
-            f"the model must answer two attributes rightly in at least {config.least_accuracy:.0%} of the sentences, with {LEAST_PAIRS} pairs of "
-            f"right answers each; {inputs.language_model.name} knows {said}"
-        )
-    return Setting(fewer.questions, LanguageReader(inputs.language_model, site, fewer), training, first, second, accuracies)
+    if int(counts.min()) < min(LEAST_PAIRS, config.n_pairs, config.n_training_pairs):
+        raise ConfigError(f"there must be {LEAST_PAIRS} pairs of right answers about every attribute, got {counts.tolist()}; {said}")
+    return Setting(fewer.questions, LanguageReader(inputs.language_model, site, fewer), training, ranked, first, second, accuracies)
 
 
-def _measured(setting: Setting, exchange: Exchange, sizes: Sequence[int]) -> tuple[Choice, Effects]:
+def _measured(setting: Setting, exchange: Exchange, config: DisentanglementConfig) -> tuple[Choice, Effects]:
     """Units ranked and chosen on training entities, and what their exchange does to the held-out pairs."""
     questions = setting.questions
-    order = ranking(questions, exchange.coordinates, setting.training[questions.entity])
-    choice = choose(setting.reader, questions, setting.training_pairs, exchange, order, sizes)
+    if config.order == "effect":
+        order = order_by_effect(setting.reader, questions, setting.ranking_pairs, exchange)
+    else:
+        order = order_by_separation(questions, exchange.coordinates, setting.training[questions.entity])
+    choice = choose(setting.reader, questions, setting.training_pairs, exchange, order, config.sizes)
     return choice, effects(setting.reader, questions, setting.pairs, exchange, choice.chosen)
 
 
@@ -188,23 +198,18 @@ def _baselines(inputs: Inputs, config: DisentanglementConfig, site: Site, table:
         everything = torch.ones(len(setting.questions.attributes), width, dtype=torch.bool)
         moved = effects(setting.reader, setting.questions, setting.pairs, whole, everything)
         made = {"whole": moved.table().tolist()}
-        for name, exchange in (("principal", DirectionExchange(principal_directions(acts[training]), acts)), ("neurons", whole)):
-            choice, found = _measured(setting, exchange, config.sizes)
-            made[name] = found.table().tolist()
-            made[f"{name} sizes"] = list(choice.sizes)
+        choice, found = _measured(setting, DirectionExchange(principal_directions(acts[training]), acts), config)
+        made |= {"principal": found.table().tolist(), "sizes": list(choice.sizes)}
         write_json(folder / "baselines.json", made)
 
     kept = read_json(verified(inputs.cache, key, fill) / "baselines.json")
     numbers = []
     for i, name in enumerate(setting.questions.attributes):
         numbers.append(Number(WHOLE.name, kept["whole"][i][0], name, note=f"isolation {kept['whole'][i][1]:.3g}"))
-    for which, quantity in (("principal", PRINCIPAL), ("neurons", NEURONS)):
-        rows = torch.tensor(kept[which])
-        numbers.append(Number(quantity.name, float(rows[:, 2].mean()), note=f"sizes {', '.join(map(str, kept[f'{which} sizes']))}"))
-        numbers += [
-            Number(quantity.name, float(row[2]), name, note=f"cause {float(row[0]):.3g}, isolation {float(row[1]):.3g}")
-            for name, row in zip(setting.questions.attributes, rows, strict=True)
-        ]
+    rows = torch.tensor(kept["principal"])
+    numbers.append(Number(PRINCIPAL.name, float(rows[:, 2].mean()), note=f"sizes {', '.join(map(str, kept['sizes']))}"))
+    for name, (cause, isolation, score) in zip(setting.questions.attributes, kept["principal"], strict=True):
+        numbers.append(Number(PRINCIPAL.name, score, name, note=f"cause {cause:.3g}, isolation {isolation:.3g}"))
     return numbers
 
 
@@ -250,7 +255,7 @@ def _notes(setting: Setting, config: DisentanglementConfig) -> tuple[str, ...]:
     notes = [
         f"{int(setting.training.sum())} entities to choose latents on, {int((~setting.training).sum())} held out; "
         + ("what the dictionary does not reconstruct stays." if config.keep_error else "what the dictionary does not reconstruct is lost."),
-        "Latents are ranked by a ratio of F statistics; the published score trains a mask by gradients, so its numbers are not comparable.",
+        f"Latents are ranked by {config.order}; the published score trains a mask by gradients to the end, so its numbers are not comparable.",
     ]
     left_out = [name for name in setting.accuracies if name not in setting.questions.attributes]
     if left_out:
@@ -297,22 +302,16 @@ PRINCIPAL = Quantity(
     RAVEL,
     formula="(cause + isolation) / 2",
 )
-NEURONS = Quantity(
-    "disentanglement of neurons",
-    "The same score for the coordinates of the activation themselves.",
-    RAVEL,
-    formula="(cause + isolation) / 2",
-)
 DISENTANGLEMENT = Measure(
     name="disentanglement",
     title="Disentanglement of attributes",
     text=(
-        "Two countries in the same sentence: the latents that carry one attribute are set, at the country's last token, to what they are for the other "
-        "country. Its answer should become the other's, and the answers to the other attributes should stay."
+        "Two cities in the same sentence: the latents that carry one attribute are set, at the city's last token, to what they are for the other "
+        "city. Its answer should become the other's, and the answers to the other attributes should stay."
     ),
     needs=("dictionary", "model"),
-    quantities=(SCORE, CAUSE, ISOLATION, ACCURACY, WHOLE, PRINCIPAL, NEURONS),
+    quantities=(SCORE, CAUSE, ISOLATION, ACCURACY, WHOLE, PRINCIPAL),
     compute=disentanglement,
     config=DisentanglementConfig(),
-    quick=DisentanglementConfig(n_pairs=24, n_training_pairs=12, sizes=(16, 64, 256), n_random=2),
+    quick=DisentanglementConfig(n_pairs=24, n_training_pairs=12, n_ranking_pairs=24, sizes=(32, 128, 512), n_random=2),
 )

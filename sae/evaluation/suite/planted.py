@@ -49,10 +49,8 @@ def recovered(inputs: Inputs, config: RecoveryConfig) -> Outcome:
     active = (truth.codes != 0).any(dim=0)
     planted = Truth(truth.features[active].float().cpu(), truth.codes[:, active].cpu(), truth.acts)
     note = f"{len(planted.features):,} features, {int(there.sum()):,} atoms, {len(codes):,} samples"
-    if not bool(there.any()) or not bool(codes.counts.any()):
-        return Outcome(
-            tuple(Number(quantity.name, 0.0, note=note) for quantity in SCORES), notes=("Nothing fires, or all atoms are zero.",)
-        )
+    if not bool(there.any()):
+        return Outcome(tuple(Number(quantity.name, 0.0, note=note) for quantity in SCORES), notes=("All atoms are zero.",))
     atoms, codes = atoms[there], only(codes, there)
     found = recovery(planted.features, atoms, planted.codes, codes, generator=inputs.generator("recovery"), n_null=config.n_null)
     matched = [_share_found(planted.features, atoms)]

@@ -62,7 +62,7 @@ def stability(inputs: Inputs, config: StabilityConfig) -> Outcome:
 
 def affordable(n_null: int, n_pairs: int) -> int:
     """Null draws, so that they and their pairs of atoms stay below 100 million together; at least 2, at most `n_null`."""
-    return max(2, min(n_null, COSINES // n_pairs))
+    return max(2, min(n_null, COSINES // max(n_pairs, 1)))
 
 
 STABILITY = Measure(
