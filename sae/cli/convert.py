@@ -5,6 +5,7 @@ sae convert runs/topk out/for_saelens --format saelens
 sae convert trainer_0 out --format saelens --from-format dictionary_learning
 """
 
+import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ from sae.interop.card import facts, one_line
 from sae.interop.formats import FORMATS, Format, files_of, identify, named
 from sae.storage.atomic import replace_folder
 
+N_NAMES = 4
+"""Last parts of a path that a format may look at."""
 N_ROWS = 256
 SEED = 0
 TOLERANCE = 1e-3
@@ -47,7 +50,8 @@ def convert_command(
     dictionary = named(found).read(source)
     _print([("read", f"{source}: {found}"), *facts(dictionary)])
     with stoppable("nothing was written"), tempfile.TemporaryDirectory(prefix=".partial-", dir=_parent(target)) as workplace:
-        made = Path(workplace) / target.name
+        made = Path(workplace).joinpath(*target.parts[1:][-N_NAMES:])  # some formats say in the path what a file holds
+        made.parent.mkdir(parents=True, exist_ok=True)
         wanted.write(dictionary, made)
         written = wanted.read(made)
         agreement = compare(dictionary, written)
@@ -146,6 +150,8 @@ def _parent(target: Path) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise SaeError(f"{target.parent} cannot be made: {error}") from error
+    if not os.access(target.parent, os.W_OK | os.X_OK):
+        raise SaeError(f"{target.parent} cannot be written: choose a folder you may write to, or change its permissions")
     return target.parent
 
 

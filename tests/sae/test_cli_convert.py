@@ -1,5 +1,6 @@
 """`sae convert` as a user runs it: what it prints, what it refuses, and that nothing appears that does not do the same."""
 
+import os
 import re
 import shutil
 
@@ -15,7 +16,7 @@ from sae.dictionaries.autoencoder import Autoencoder, AutoencoderConfig
 from sae.dictionaries.checkpoint import save_dictionary
 from sae.dictionaries.pursuit import MatchingPursuit, PursuitConfig
 from sae.dictionaries.scaling import Scaling
-from sae.errors import ConfigError, FormatError
+from sae.errors import ConfigError, FormatError, SaeError
 from sae.interop import formats
 from sae.interop.formats import FORMATS, identify, read
 
@@ -145,6 +146,23 @@ def test_a_format_of_one_file_is_written_as_one(tmp_path):
     convert(source, tmp_path / "6.pt", "--format", "openai_topk")
     assert read(tmp_path / "6.pt").digest == read(source).digest
     assert sorted(path.name for path in tmp_path.iterdir()) == ["6.pt"]
+
+
+def test_what_a_format_says_in_the_path_is_kept(tmp_path):
+    source = place_of("openai_topk/topk")
+    target = tmp_path / "resid_post_mlp_v5_32k" / "autoencoders" / "6.pt"
+    output = convert(source, target, "--format", "openai_topk").output
+    assert read(target).provenance == read(source).provenance
+    assert "does not hold" not in output
+
+
+def test_places_that_cannot_be_written_are_named(ours, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(SaeError, match=r"file cannot be made"):
+        convert(ours, tmp_path / "file" / "out", "--format", "saelens")
+    monkeypatch.setattr(program.os, "access", lambda path, mode: not mode & os.W_OK)
+    with pytest.raises(SaeError, match=r"new cannot be written"):
+        convert(ours, tmp_path / "new" / "out", "--format", "saelens")
 
 
 @pytest.mark.parametrize(

@@ -171,6 +171,7 @@ def test_names_that_lead_out_of_the_folder_are_left_alone(hub, tmp_path):
 def test_a_second_download_is_the_first_and_a_revision_is_kept(hub, tmp_path):
     hub.add("them/sae", folder_files(GOLDEN / "gemma_scope/v1"))
     first = client.pull("them/sae", endpoint=hub.endpoint, cache=tmp_path)
+    assert all(f"/resolve/{first.name}/" in path for _, path in hub.requests if "/resolve/" in path)  # the state that was listed
     n = len([request for request in hub.requests if request[0] == "GET" and "resolve" in request[1]])
     assert client.pull("them/sae", revision=first.name, endpoint=hub.endpoint, cache=tmp_path) == first
     assert len([request for request in hub.requests if request[0] == "GET" and "resolve" in request[1]]) == n
