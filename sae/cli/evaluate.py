@@ -9,7 +9,7 @@ Every result is cached: the same command again reads it, and after an interrupti
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -26,6 +26,7 @@ from sae.cli.screen import console, stoppable
 from sae.errors import ConfigError
 from sae.evaluation.batteries import Inputs, perform
 from sae.evaluation.batteries.wording import interval_text, value_text
+from sae.evaluation.common_distortion import CommonLengths, common_lengths
 from sae.evaluation.frontiers import Comparison, compare
 from sae.evaluation.headlines import Line
 from sae.evaluation.report import (
@@ -37,7 +38,7 @@ from sae.evaluation.report import (
 )
 from sae.evaluation.suite.registry import evaluations
 from sae.fingerprint import to_json
-from sae.inspection.evaluation_page import comparison_page, evaluation_page
+from sae.inspection.evaluation_page import comparison_page, evaluation_page, length_section
 from sae.inspection.report import write_report
 from sae.models.assets import SMOLLM2
 from sae.models.language_model import LanguageModel
@@ -128,20 +129,32 @@ def compare_command(
         raise ConfigError(f"DICTIONARY must be given twice or more, got {len(paths)}: `sae evaluate` is for one")
     set_threads(threads)
     refuse_foreign(out / "report")
-    reports = {}
+    reports, measured = {}, {}
     language_model = _model(model, store, device)
     for path, name in zip(paths, distinct_names(paths), strict=True):
-        inputs = _inputs([path], store, site, language_model, format, device, cache, seed, name=name)
-        reports[name] = _report(inputs, battery, quick=quick, quiet=as_json)
+        measured[name] = _inputs([path], store, site, language_model, format, device, cache, seed, name=name)
+        reports[name] = _report(measured[name], battery, quick=quick, quiet=as_json)
     compared = compare(reports)
-    write_report(comparison_page(compared, reports), out / "report")
-    everything = {"comparison": to_json(compared), "reports": to_json(reports)}
+    lengths = _common_lengths(measured, reports, quick=quick)
+    more = [] if lengths is None else [length_section(lengths)]
+    write_report(comparison_page(compared, reports, more), out / "report")
+    everything = {"comparison": to_json(compared), "lengths": to_json(lengths), "reports": to_json(reports)}
     write_json(out / COMPARISON, everything)
     if as_json:
         typer.echo(json.dumps(everything, indent=1))
         return
     _print_compared(compared)
     console.print(f"{out / 'report' / 'index.html'}\n{out / COMPARISON}", highlight=False, soft_wrap=True, markup=False)
+
+
+def _common_lengths(inputs: Mapping[str, Inputs], reports: Mapping[str, EvalReport], *, quick: bool) -> CommonLengths | None:
+    """Description lengths at one distortion, where lengths and reconstructions of all were measured on the same tokens."""
+    known = {name: {(row["measure"], row["quantity"]): row["value"] for row in report.table} for name, report in reports.items()}
+    fvus = {name: found.get(("reconstruction", "FVU")) for name, found in known.items()}
+    if not all(("description", "description length") in found for found in known.values()) or None in fvus.values():
+        return None
+    with stoppable("the same command goes on"):
+        return common_lengths(inputs, fvus, n_tokens=4000 if quick else 10_000)
 
 
 def _inputs(

@@ -9,8 +9,10 @@ from dataclasses import replace
 
 from sae.evaluation.batteries import Battery, Finding, Results
 from sae.evaluation.batteries.wording import interval_text, null_text, value_text
+from sae.evaluation.common_distortion import CommonLengths
 from sae.evaluation.frontiers import Comparison
 from sae.evaluation.headlines import ComparedRow
+from sae.evaluation.numbers import number
 from sae.evaluation.report import EvalReport
 from sae.evaluation.suite.registry import evaluations
 from sae.inspection.finding_tables import meaning_text, measure_sections, sentence
@@ -90,6 +92,22 @@ def comparison_page(comparison: Comparison, reports: Mapping[str, EvalReport], m
     footer = ("Every number is in comparison.json, beside the folder of this page.",)
     title = "Comparison of " + (", ".join(comparison.names) if len(comparison.names) <= 4 else f"{len(comparison.names)} dictionaries")
     return ReportData(title, "", (*facts, *_facts(shared)), tuple(sections), footer=footer)
+
+
+def length_section(found: CommonLengths) -> Section:
+    """Description lengths at one distortion."""
+    columns = (Column("dictionary"), Column("bits per token", better="lower"), Column("for which latents"), Column("for how strongly"))
+    rows = [Row((each.name, each.bits, each.index_bits, each.value_bits)) for each in found.lengths]
+    rows += [
+        Row(("principal components, rounded", found.pca_bits, None, None), role="baseline"),
+        Row(("least for a Gaussian of this covariance", found.gaussian_bits, None, None), role="baseline"),
+    ]
+    text = (
+        f"Bits that a token costs when the codes of every dictionary are rounded until its FVU is {number(found.fvu)}, which all of them reach: "
+        "lengths at different distortions cannot be compared. Rare latents' entropies are too low on few tokens, which favours wide dictionaries."
+    )
+    caption = f"{found.n_tokens:,} tokens. Ayonrinde, Pearce & Sharkey 2024, arXiv 2410.11179.".replace(",", "\u202f", 1)
+    return Section("Description length at one distortion", text, (Table("Lengths", columns, tuple(rows), caption),))
 
 
 def _side_by_side(title: str, rows: Sequence[ComparedRow], names: Sequence[str], *, folded: bool = False) -> Table:

@@ -5,11 +5,16 @@ import itertools
 
 import pytest
 import torch
+from planted_dictionaries import dictionary_of, random_atoms, structured_atoms
+from tiny_store import D_IN, SITES, tiny_store
 
 from sae.errors import ConfigError
 from sae.evaluation.batteries import Finding, Group, Results
+from sae.evaluation.common_distortion import SLACK, common_lengths
+from sae.evaluation.description_length import description_length
 from sae.evaluation.frontiers import FVU, best_of, compare, frontier, pareto
-from sae.evaluation.report import EvalReport
+from sae.evaluation.report import EvalReport, evaluation_inputs
+from sae.evaluation.suite.sample import sample
 from sae.fingerprint import from_json
 
 
@@ -136,3 +141,30 @@ def test_a_comparison_goes_through_json_and_a_notebook_shows_it():
         assert text in html, text
     assert "<script" not in html
     assert repr(found) == "Comparison(d0, d1: 2 numbers)"
+
+
+def test_lengths_at_one_distortion_are_those_of_each_dictionary_at_it(tmp_path, monkeypatch):
+    store = tiny_store(tmp_path / "acts")
+    dictionaries = {"a": dictionary_of(structured_atoms(64, D_IN), k=16), "b": dictionary_of(random_atoms(128, D_IN), k=8, seed=1)}
+    inputs = {name: evaluation_inputs(each, store, site=SITES[0], cache=tmp_path / "r") for name, each in dictionaries.items()}
+    index = sample(inputs["a"], 600).index
+    acts = store.gather(SITES[0], index, dtype=torch.float32)
+    variance = float((acts - acts.mean(0)).square().sum())
+    fvus = {name: float((acts - each(acts).detach()).square().sum()) / variance for name, each in dictionaries.items()}
+    found = common_lengths(inputs, fvus, n_tokens=600)
+    assert found.fvu == pytest.approx(SLACK * max(fvus.values()))
+    assert found.n_tokens == len(index)
+    for each in found.lengths:
+        alone = description_length(dictionaries[each.name], acts, target_fvu=found.fvu)
+        assert (each.bits, each.index_bits, each.value_bits) == pytest.approx((alone.bits, alone.index_bits, alone.value_bits))
+        assert each.bits == pytest.approx(each.index_bits + each.value_bits)
+        assert alone.fvu_quantised <= found.fvu * 1.001
+    assert found.shortest == min(found.lengths, key=lambda each: each.bits).name
+    # Of dictionaries that miss more here than was said, the distortion is what they reach; the result is kept.
+    optimistic = common_lengths(inputs, {name: value / 3 for name, value in fvus.items()}, n_tokens=600)
+    assert optimistic.fvu == pytest.approx(found.fvu, rel=1e-5)
+    monkeypatch.setattr("sae.evaluation.common_distortion.choose", lambda *_, **__: pytest.fail("computed again"))
+    assert common_lengths(inputs, fvus, n_tokens=600) == found
+    other = evaluation_inputs(dictionaries["b"], store, site=SITES[1], cache=tmp_path / "r")
+    with pytest.raises(ConfigError, match="dictionaries must read one site of one store"):
+        common_lengths(inputs | {"b": other}, fvus, n_tokens=600)
