@@ -274,6 +274,7 @@ def test_no_text_of_the_provenance_becomes_markup(text):
     )
     card = model_card(dictionary, scores=[(text, text, text)], name=text)
     assert yaml.safe_load(card.split("\n---\n")[0]) == yaml.safe_load(clean.split("\n---\n")[0])
+    assert all(character.isprintable() or character == "\n" for character in card)
     tokens = MarkdownIt("commonmark").parse(card.split("\n---\n", 1)[1])
     kinds = {token.type for token in tokens} | {child.type for token in tokens for child in token.children or ()}
     assert kinds <= {
