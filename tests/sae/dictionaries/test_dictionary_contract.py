@@ -36,6 +36,8 @@ KINDS = {
     "skip transcoder": autoencoder(JumpReLU(threshold=0.4, bandwidth=0.3), d_out=D_OUT, skip=True),
     "top_k of x itself": autoencoder(TopK(5), apply_b_dec_to_input=False),
     "jump_relu of x itself": autoencoder(JumpReLU(threshold=0.4, bandwidth=0.3), apply_b_dec_to_input=False),
+    "gated of x itself": autoencoder(Gated(), apply_b_dec_to_input=False),
+    "gated transcoder": autoencoder(Gated(), d_out=D_OUT),
     "top_k of layer norm": autoencoder(TopK(5), normalisation="layer_norm"),
     "relu of constant norm": autoencoder(ReLU(), normalisation="constant_norm", apply_b_dec_to_input=False),
     "pursuit that ends early": PursuitConfig(d_in=D_IN, d_sae=D_SAE, k=40, tolerance=2.0, stop_on_repeat=True),
