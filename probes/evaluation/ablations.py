@@ -24,7 +24,32 @@ from sae.errors import ConfigError
 from sae.evaluation.batteries import Inputs, Measure, Number, Outcome, Quantity
 from sae.evaluation.figures import Axis, Figure, Series
 
-PAIRS = (("party", "era"), ("ends_s", "leading_capital"))
+
+class Concept(NamedTuple):
+    """A question of two answers made of a task."""
+
+    task: str
+    """The task."""
+    positive: tuple[str, ...] = ()
+    """Its classes that are answered 1; empty for the second of two."""
+
+    @property
+    def name(self) -> str:
+        """What to call it."""
+        return " or ".join(self.positive) or self.task
+
+    def of(self, problem: Problem) -> Problem:
+        """The question about the rows of the task's problem."""
+        if not self.positive:
+            return problem
+        y = np.isin(problem.y, [problem.classes.index(name) for name in self.positive]).astype(np.int64)
+        return Problem(self.name, problem.rows, y, problem.groups, ("other", self.name))
+
+
+PAIRS = (
+    (Concept("noun_class", ("animal", "plant")), Concept("noun_frame")),
+    (Concept("ends_s"), Concept("leading_capital")),
+)
 """Concepts with labels on the same rows, of which each can be made to go with the other."""
 CLASSES = ("docstring_package", "noun_class")
 """Tasks of several classes."""
@@ -158,13 +183,14 @@ def _measured(inputs: Inputs, config: AblationConfig) -> tuple[Texts, np.ndarray
 
 def scr(inputs: Inputs, config: AblationConfig) -> Outcome:
     """SCR of every pair whose tasks were read."""
-    pairs = [pair for pair in PAIRS if set(pair) <= set(config.texts.tasks)]
+    pairs = [pair for pair in PAIRS if {concept.task for concept in pair} <= set(config.texts.tasks)]
     if not pairs:
-        raise ConfigError(f"tasks must hold a pair of {', '.join(map(' and '.join, PAIRS))}, got {', '.join(config.texts.tasks)} (scr)")
+        allowed = " or ".join(" and ".join(concept.task for concept in pair) for pair in PAIRS)
+        raise ConfigError(f"tasks must hold {allowed}, got {', '.join(config.texts.tasks)} (scr)")
     texts, acts, codes, atoms = _measured(inputs, config)
     found = []
     for one, other in pairs:
-        pair = (texts.problem(one), texts.problem(other))
+        pair = (one.of(texts.problem(one.task)), other.of(texts.problem(other.task)))
         found.append(scr_curves(acts, codes, atoms, pair, config=config, seed=inputs.seed))
     return _outcome("SCR", found, config)
 
@@ -254,7 +280,7 @@ def _quantities(measure: str, meaning: str, formula: str) -> tuple[Quantity, ...
     )
 
 
-QUICK = TextsConfig(tasks=("era", "party", "noun_class"), n_per_speech=2, n_nouns=60)
+QUICK = TextsConfig(tasks=("noun_class", "noun_frame"), n_nouns=100)
 SCR = Measure(
     name="scr",
     title="Spurious correlation removal",

@@ -276,9 +276,9 @@ SPARSE_PROBING = Measure(
     name="sparse_probing",
     title="Sparse probing",
     text=(
-        "How well labels can be read from the k latents whose means differ most between the classes, on tasks that need no download: era and party of "
-        "speeches, prose or code, the package of a docstring, kinds of tokens and of nouns. Beside it stand k dimensions of the activations, all of them, "
-        "and chance, which is 1/2: classes are balanced. Documents are split, and drawn again for the intervals."
+        "How well labels can be read from the k latents whose means differ most between the classes, on tasks that need no download: the era of "
+        "speeches, prose or code, the package of a docstring, kinds of tokens and of nouns, what a sentence is about, letters of tokens. Beside it stand "
+        "k dimensions of the activations, all of them, and chance, which is 1/2: classes are balanced. Documents are split, and drawn again for the intervals."
     ),
     needs=("dictionary", "model"),
     quantities=QUANTITIES,

@@ -3,11 +3,12 @@
     tasks --tokens--> rows --one pass of the model--> activations of every token that a row is read from, kept in the result cache
     acts  = mean over the tokens of a text, or the last token of a span             codes = the same of c (probes.evaluation.codes)
 
-    era, party            passages of State of the Union addresses: before 1900 or later; Democratic or Republican
+    era                   passages of State of the Union addresses: before 1900 or later
     prose_or_code         paragraphs of docstrings, statements of Python
     docstring_package     which of four packages a docstring is from
     token_kinds           which kind of token in Python source: name, keyword, number, string, comment, operator
     noun_class            what a noun in a sentence names: an animal, a plant, a food, a vehicle, a piece of clothing
+    noun_frame            whether that sentence is about what the noun names, or about the word
     leading_capital       whether a token of the passages begins with a capital letter
     ends_s                whether it is letters that end in -s but not -ss; of the same tokens
 
@@ -43,9 +44,11 @@ from sae.models.sites import Site
 from sae.storage import Key, load_tensors, map_tensors, read_json, save_tensors, write_json
 
 PACKAGES = ("numpy", "scipy", "sklearn", "torch")
-TASKS = ("era", "party", "prose_or_code", "docstring_package", "token_kinds", "noun_class", "leading_capital", "ends_s")
+TASKS = ("era", "prose_or_code", "docstring_package", "token_kinds", "noun_class", "noun_frame", "leading_capital", "ends_s")
 """The tasks there are."""
-OF_PASSAGES = ("era", "party", "leading_capital", "ends_s")
+OF_PASSAGES = ("era", "leading_capital", "ends_s")
+ABOUT = tuple(pattern.partition("{}")[0] for pattern in wordnet.SENTENCES if "about the {}" in pattern)
+"""How sentences begin that are about what the noun names."""
 BLOCK = 16_384
 """Tokens encoded and pooled at a time, or one row."""
 
@@ -63,8 +66,8 @@ class TextsConfig:
     n_texts: int = 400
     """Texts of `prose_or_code`, and of `docstring_package`."""
     n_excerpts: int = 120
-    """Excerpts of 8 lines of Python source."""
-    n_nouns: int = 100
+    """Excerpts of 8 lines of Python source, one of a file."""
+    n_nouns: int = 150
     """Nouns of each class."""
     context: int = 128
     """Tokens of a text at most, the separator included."""
@@ -142,7 +145,6 @@ def offline_tasks(config: TextsConfig, model: LanguageModel, *, seed: int) -> li
     if set(config.tasks) & set(OF_PASSAGES):
         era = speeches.era(corpus, n_words=48, n_per_document=config.n_per_speech, seed=seed)
         made["era"] = era
-        made["party"] = speeches.party(corpus, n_words=48, n_per_document=config.n_per_speech, seed=seed)
         if set(config.tasks) & {"leading_capital", "ends_s"}:
             options = {"n_rows": config.n_tokens, "seed": seed, "source": era.source, "licence": era.licence}
             capital = token_task("leading_capital", era.texts, era.groups, **options).labelled(model.tokenizer)
@@ -154,9 +156,11 @@ def offline_tasks(config: TextsConfig, model: LanguageModel, *, seed: int) -> li
     if "docstring_package" in config.tasks:
         made["docstring_package"] = python_code.docstring_package(PACKAGES, n_per_package=-(-config.n_texts // len(PACKAGES)), seed=seed)
     if "token_kinds" in config.tasks:
-        made["token_kinds"] = python_code.token_kinds(n_excerpts=config.n_excerpts, n_lines=8, seed=seed)
-    if "noun_class" in config.tasks:
-        made["noun_class"] = wordnet.noun_class(n_per_class=config.n_nouns, seed=seed)
+        made["token_kinds"] = python_code.token_kinds(n_excerpts=config.n_excerpts, n_lines=8, n_per_file=1, seed=seed)
+    if set(config.tasks) & {"noun_class", "noun_frame"}:
+        nouns = wordnet.noun_class(n_per_class=config.n_nouns, seed=seed)
+        about = np.array([int(text.startswith(ABOUT)) for text in nouns.texts], dtype=np.int64)
+        made |= {"noun_class": nouns, "noun_frame": replace(nouns, name="noun_frame", y=about, classes=("the word", "what it names"))}
     return [made[name] for name in config.tasks]
 
 

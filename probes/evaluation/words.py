@@ -101,7 +101,7 @@ class Words:
         n = len(self.counted)
         rule = f"{n} of {len(self.letters)} letters have a probe with F1 above {LEAST_F1}"
         if n >= LEAST_LETTERS:
-            return f"{rule}: the task is valid here."
+            return f"{rule}, {LEAST_LETTERS} are asked for: the task is valid here. SAEBench recommends models of 2 billion parameters and more."
         return (
             f"{rule}, and {LEAST_LETTERS} are asked for: the task is NOT valid for this model at this site. It knows too little of how its tokens are "
             "spelled (SAEBench recommends models of 2 billion parameters and more); the values are shown, and should not be compared."

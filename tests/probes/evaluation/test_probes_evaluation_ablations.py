@@ -8,7 +8,7 @@ from scipy import sparse
 from word_model import SITE, word_model
 
 from probes.evaluation import BATTERIES, ablations
-from probes.evaluation.ablations import CAVEATS, SCR, TPP, AblationConfig, scr_curves, shared_rows, tpp_curves
+from probes.evaluation.ablations import CAVEATS, SCR, TPP, AblationConfig, Concept, scr_curves, shared_rows, tpp_curves
 from probes.evaluation.texts import Texts, TextsConfig
 from probes.features import TokenRows
 from probes.problem import Problem
@@ -94,26 +94,39 @@ def test_a_rare_combination_and_concepts_without_bias_leave_the_seed_out():
     assert not found.curves and found.left_out == 3
 
 
+def test_a_concept_is_a_task_of_two_answers_or_some_classes_of_several():
+    problem = Problem("noun_class", np.arange(4), np.array([0, 2, 1, 2]), np.arange(4), ("animal", "plant", "food"))
+    assert Concept("noun_class", ("animal", "food")).of(problem).y.tolist() == [1, 1, 0, 1]
+    assert Concept("noun_class", ("animal", "food")).of(problem).name == "animal or food"
+    assert Concept("noun_class").of(problem) is problem
+
+
 def test_rows_that_both_problems_ask_about_keep_both_labels():
     one = Problem("one", np.array([5, 9, 2, 7]), np.array([0, 1, 1, 0]), np.array([1, 2, 3, 4]), ("a", "b"))
     other = Problem("other", np.array([7, 2, 8, 5]), np.array([1, 0, 1, 1]), np.array([4, 3, 9, 1]), ("c", "d"))
     assert [part.tolist() for part in shared_rows(one, other)] == [[2, 5, 7], [1, 0, 0], [0, 1, 1], [3, 1, 4]]
 
 
-SMALL = AblationConfig(texts=TextsConfig(tasks=("era", "party", "noun_class")), counts=(2, 5), n_seeds=2)
+SMALL = AblationConfig(texts=TextsConfig(tasks=("ends_s", "leading_capital", "noun_class", "noun_frame")), counts=(2, 5), n_seeds=2)
 
 
 def planted_texts(basis, *, seed=0):
-    """Rows of one token each: era and party are pairs of latents, a noun has one latent of three."""
+    """Rows of one token each: capitals and ends are pairs of latents, a noun has one latent of three, the frame of its sentence is a pair."""
     rng = np.random.default_rng(seed)
     n = 1200
     codes = (rng.random((n, 32)) < 0.05) * rng.uniform(0.2, 0.5, (n, 32))
-    era, party, noun, amplitude = rng.integers(0, 2, n), rng.integers(0, 2, n), rng.integers(0, 3, n), rng.uniform(2, 3, n)
-    codes[:, :10] = 0
-    codes[np.arange(n), era], codes[np.arange(n), 2 + party], codes[np.arange(n), 4 + noun] = amplitude, 0.6 * amplitude, amplitude
+    capital, ends, frame, noun = rng.integers(0, 2, n), rng.integers(0, 2, n), rng.integers(0, 2, n), rng.integers(0, 3, n)
+    amplitude = rng.uniform(2, 3, n)
+    for label, first, factor in ((capital, 0, 1), (ends, 2, 0.6), (frame, 4, 2), (noun, 6, 1)):
+        codes[np.arange(n), first + label] = factor * amplitude
     acts = torch.tensor(codes @ basis.numpy() + 0.1 * rng.normal(size=(n, 32)), dtype=torch.float32)
     every, documents = np.arange(n), np.arange(n) // 2
-    named = (("era", era, ("before", "later")), ("party", party, ("one", "other")), ("noun_class", noun, ("a", "b", "c")))
+    named = (
+        ("leading_capital", capital, ("no", "yes")),
+        ("ends_s", ends, ("no", "yes")),
+        ("noun_frame", frame, ("the word", "what it names")),
+        ("noun_class", noun, ("animal", "plant", "food")),
+    )
     problems = tuple(Problem(name, every, y, documents, classes) for name, y, classes in named)
     return Texts(problems, TokenRows(every, np.arange(n + 1), "mean"), acts)
 
@@ -155,7 +168,7 @@ def test_settings_that_make_no_sense_and_tasks_that_lack_a_pair_are_refused(tmp_
         with pytest.raises(ConfigError, match=words):
             AblationConfig(**wrong)
     inputs = Inputs(cache=ResultCache(tmp_path / "cache"), dictionary=dictionary_of(torch.eye(32), site=SITE), model=word_model())
-    with pytest.raises(ConfigError, match="pair of party and era"):
+    with pytest.raises(ConfigError, match="noun_class and noun_frame or ends_s and leading_capital"):
         SCR.compute(inputs, AblationConfig(texts=TextsConfig(tasks=("noun_class",))))
     with pytest.raises(ConfigError, match="one of docstring_package"):
-        TPP.compute(inputs, AblationConfig(texts=TextsConfig(tasks=("era", "party"))))
+        TPP.compute(inputs, AblationConfig(texts=TextsConfig(tasks=("era", "noun_frame"))))
