@@ -10,23 +10,15 @@
 Exchanging nothing gives cause 0 and isolation 1, exchanging everything 1 and 0: both score 1/2, and so does whatever moves all attributes at once.
 Base and source differ in the answer to every attribute, and the model answers both rightly, or a kept answer would say nothing.
 
-S_a is the first n of the latents in one of two orders, made on training entities; n is the size with the best score on training pairs. Scores are
-of pairs of other entities.
-
-    effect_q,i      mean over pairs asked q of d margin / d m_i,  relative to its sum over latents; m: the share of each latent that is exchanged, and
-                    margin: how much likelier the source's answer is than the base's, both at m = 1/2
-    by effect       effect_a,i - mean of effect_q,i over the other attributes q
-    by separation   F_a,i / max_q F_q,i, F = (between groups / (g - 1)) / (within groups / (n - g)) of the latent's values, grouped by the answer
-
-The order by effect is one step of the training of a mask by gradients that the paper uses (MDBM); that it is one step only is a departure, and makes
-numbers not comparable with published ones. SAEBench (Karvonen et al. 2025, arXiv 2503.09532), whose score this is, leaves the error out.
+S_a is the first n of the latents in an order of `sae.evaluation.attribute_orders`, made on training entities; n is the size with the best score on
+training pairs. Scores are of pairs of other entities. SAEBench (Karvonen et al. 2025, arXiv 2503.09532), whose score this is, leaves the error out.
 
 Nothing here knows a language model: answers come from a function of activations.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -35,9 +27,6 @@ from torch import Tensor
 from sae.dictionaries.base import Dictionary
 from sae.dictionaries.codes import SparseCodes
 from sae.errors import ConfigError
-
-FLOOR = 1e-6
-"""Part of a unit's whole variance that is added to its variance within groups, so that one without any has a finite F."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +66,15 @@ class Questions:
         return float(self.known[self.attribute == attribute].double().mean())
 
 
+class Margins(NamedTuple):
+    """How much more one answer is preferred to another, in logits."""
+
+    values: Float[Tensor, " n"]
+    """The difference."""
+    slopes: Float[Tensor, "n d_in"]
+    """Its gradient in the activation."""
+
+
 @runtime_checkable
 class Reader(Protocol):
     """What answers questions from activations."""
@@ -85,10 +83,10 @@ class Reader(Protocol):
         """The answers to the questions of those numbers with `x` in place of the entity's activation."""
         ...
 
-    def slopes(
+    def margins(
         self, x: Float[Tensor, "n d_in"], questions: Int[Tensor, " n"], towards: Int[Tensor, " n"], away: Int[Tensor, " n"]
-    ) -> Float[Tensor, "n d_in"]:
-        """Gradient at `x` of how much more the answer `towards` is preferred to `away`."""
+    ) -> Margins:
+        """How much more the answer `towards` is preferred to `away` at `x`."""
         ...
 
 
@@ -105,8 +103,8 @@ class Exchange(Protocol):
         """The base questions' activations with the chosen units as in the source questions."""
         ...
 
-    def halfway(self, base: Int[Tensor, " m"], source: Int[Tensor, " m"]) -> Float[Tensor, "m d_in"]:
-        """The base questions' activations with every unit half way to the source's."""
+    def blended(self, base: Int[Tensor, " m"], source: Int[Tensor, " m"], shares: Float[Tensor, " n_units"]) -> Float[Tensor, "m d_in"]:
+        """The base questions' activations with every unit that share of the way to the source's."""
         ...
 
     def along(self, base: Int[Tensor, " m"], source: Int[Tensor, " m"], slope: Float[Tensor, "m d_in"]) -> Float[Tensor, "m n_units"]:
@@ -144,9 +142,9 @@ class LatentExchange:
         """x' of the module's text."""
         return self._written(torch.where(chosen.to(self._dense.device), self._dense[source], self._dense[base]), base)
 
-    def halfway(self, base: Int[Tensor, " m"], source: Int[Tensor, " m"]) -> Float[Tensor, "m d_in"]:
-        """x' with every latent at the mean of base and source."""
-        return self._written((self._dense[base] + self._dense[source]) / 2, base)
+    def blended(self, base: Int[Tensor, " m"], source: Int[Tensor, " m"], shares: Float[Tensor, " n_units"]) -> Float[Tensor, "m d_in"]:
+        """x' with every latent at (1 - share) z_base + share z_source."""
+        return self._written(torch.lerp(self._dense[base], self._dense[source], shares.to(self._dense)), base)
 
     def along(self, base: Int[Tensor, " m"], source: Int[Tensor, " m"], slope: Float[Tensor, "m d_in"]) -> Float[Tensor, "m n_units"]:
         """(z_source - z_base) times the slope along each latent's atom."""
@@ -186,9 +184,10 @@ class DirectionExchange:
         kept = self._directions[chosen]
         return self._acts[base] + (self._acts[source] - self._acts[base]) @ kept.T @ kept
 
-    def halfway(self, base: Int[Tensor, " m"], source: Int[Tensor, " m"]) -> Float[Tensor, "m d_in"]:
-        """Half way along every direction."""
-        return self._acts[base] + (self._acts[source] - self._acts[base]) @ self._directions.T @ self._directions / 2
+    def blended(self, base: Int[Tensor, " m"], source: Int[Tensor, " m"], shares: Float[Tensor, " n_units"]) -> Float[Tensor, "m d_in"]:
+        """That share of the way along every direction."""
+        way = (self._acts[source] - self._acts[base]) @ self._directions.T
+        return self._acts[base] + (way * shares) @ self._directions
 
     def along(self, base: Int[Tensor, " m"], source: Int[Tensor, " m"], slope: Float[Tensor, "m d_in"]) -> Float[Tensor, "m n_units"]:
         """((x_source - x_base) . q) (slope . q)."""
@@ -200,65 +199,6 @@ def principal_directions(acts: Float[Tensor, "n d_in"]) -> Float[Tensor, "n_unit
     centred = acts.double() - acts.double().mean(dim=0)
     _, sizes, rows = torch.linalg.svd(centred, full_matrices=False)
     return rows[sizes > sizes[:1] * max(centred.shape) * torch.finfo(torch.float64).eps].float()
-
-
-def separation(coordinates: Float[Tensor, "n n_units"], groups: Int[Tensor, " n"]) -> Float[Tensor, " n_units"]:
-    """F of every unit between the groups, float64; see the module's text. 0 for a unit that does not vary.
-
-    Raises ConfigError unless there are two groups or more, and more rows than groups.
-    """
-    labels, place = torch.unique(groups, return_inverse=True)
-    n, g = len(groups), len(labels)
-    if g < 2 or n <= g:
-        raise ConfigError(f"groups must be two or more, and fewer than the {n} rows, got {g} (separation)")
-    z = coordinates.double()
-    z = z - z.mean(dim=0)
-    sizes = torch.bincount(place, minlength=g).double()
-    means = torch.zeros(g, z.shape[1], dtype=torch.float64).index_add_(0, place, z) / sizes[:, None]
-    whole = z.square().sum(dim=0)
-    between = (sizes[:, None] * means.square()).sum(dim=0)
-    within = (whole - between).clamp(min=0) / (n - g) + FLOOR * whole / (n - 1)
-    return torch.where(whole > 0, between / (g - 1) / within.clamp_min(torch.finfo(torch.float64).tiny), 0.0)
-
-
-def order_by_separation(
-    questions: Questions, coordinates: Float[Tensor, "n n_units"], rows: Bool[Tensor, " n"]
-) -> Int[Tensor, "n_attributes n_units"]:
-    """For every attribute the units by F_a / max_q F_q, best first, from the chosen questions.
-
-    Raises ConfigError as `separation`, and for a single attribute.
-    """
-    _check_several(questions)
-    groups = questions.values[questions.entity[rows]]
-    f = torch.stack([separation(coordinates.cpu()[rows], groups[:, a]) for a in range(groups.shape[1])])
-    others = torch.stack([torch.cat([f[:a], f[a + 1 :]]).amax(dim=0) for a in range(len(f))])
-    ratio = torch.where(f > 0, f / others.clamp_min(torch.finfo(torch.float64).tiny), -1.0)
-    return ratio.argsort(dim=1, descending=True, stable=True)
-
-
-def order_by_effect(
-    reader: Reader, questions: Questions, pairs: Int[Tensor, "n_pairs 2"], exchange: Exchange
-) -> Int[Tensor, "n_attributes n_units"]:
-    """For every attribute the units by their effect on its answers beyond that on the others', best first, from training pairs.
-
-    Raises ConfigError for a single attribute, and for one without a pair.
-    """
-    _check_several(questions)
-    base, source = pairs.unbind(dim=1)
-    slope = reader.slopes(exchange.halfway(base, source).cpu(), base, questions.said[source], questions.said[base])
-    gains, asked = exchange.along(base, source, slope).double(), questions.attribute[base]
-    counts = torch.bincount(asked, minlength=len(questions.attributes))
-    if not bool((counts > 0).all()):
-        raise ConfigError(f"pairs must ask about every attribute, got {counts.tolist()} of {list(questions.attributes)} (order_by_effect)")
-    effect = torch.zeros(len(counts), gains.shape[1], dtype=torch.float64).index_add_(0, asked, gains) / counts[:, None]
-    effect = effect / effect.sum(dim=1, keepdim=True).abs().clamp_min(torch.finfo(torch.float64).tiny)
-    beyond = effect - (effect.sum(dim=0) - effect) / (len(effect) - 1)
-    return beyond.argsort(dim=1, descending=True, stable=True)
-
-
-def _check_several(questions: Questions) -> None:
-    if len(questions.attributes) < 2:
-        raise ConfigError(f"attributes must be two or more, got {list(questions.attributes)}: nothing to hold one against")
 
 
 def draw_pairs(questions: Questions, entities: Bool[Tensor, " n_entities"], n: int, *, generator: torch.Generator) -> Int[Tensor, "m 2"]:

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae.errors import ConfigError, FormatError
-from sae.evaluation.disentanglement import Questions
+from sae.evaluation.disentanglement import Margins, Questions
 from sae.fingerprint import digest
 from sae.models.language_model import Edit, LanguageModel
 from sae.models.sites import Site
@@ -120,11 +120,12 @@ class LanguageReader:
             said[rows] = last_tokens(logits(self._model, self._site, asked.tokens[ids, :context], acts), asked.lengths[ids])
         return said
 
-    def slopes(
+    def margins(
         self, x: Float[Tensor, "n d_in"], questions: Int[Tensor, " n"], towards: Int[Tensor, " n"], away: Int[Tensor, " n"]
-    ) -> Float[Tensor, "n d_in"]:
-        """Gradient at `x` of how much likelier the token `towards` is than `away`, in logits."""
-        asked, found = self._asked, torch.zeros(x.shape)
+    ) -> Margins:
+        """How much likelier the token `towards` is than `away`, in logits, and its gradient at `x`."""
+        asked = self._asked
+        values, slopes = torch.zeros(len(x)), torch.zeros(x.shape)
         for rows, context in batches(asked.lengths[questions]):
             ids, each = questions[rows], torch.arange(len(rows))
             at = x[rows].detach().float().requires_grad_()
@@ -132,8 +133,9 @@ class LanguageReader:
             acts = torch.where(place > 0, at[:, None].to(asked.acts.dtype), asked.acts[ids, :context])
             scores = logits(self._model, self._site, asked.tokens[ids, :context], acts)[each, asked.lengths[ids] - 1]
             margin = scores[each, towards[rows]] - scores[each, away[rows]]
-            found[rows] = torch.autograd.grad(margin.sum(), at)[0].cpu()
-        return found
+            slopes[rows] = torch.autograd.grad(margin.sum(), at)[0].cpu()
+            values[rows] = margin.detach().cpu()
+        return Margins(values, slopes)
 
 
 def ask(model: LanguageModel, site: Site, table: EntityTable) -> Asked:

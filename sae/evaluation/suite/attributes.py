@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sae.errors import ConfigError
+from sae.evaluation.attribute_orders import order_by_effect, order_by_mask, order_by_separation
 from sae.evaluation.batteries.findings import Number, Quantity, of_null
 from sae.evaluation.batteries.inputs import Inputs, verified
 from sae.evaluation.batteries.measure import Measure, Outcome
@@ -24,8 +25,6 @@ from sae.evaluation.disentanglement import (
     draw_pairs,
     effects,
     first_pairs,
-    order_by_effect,
-    order_by_separation,
     principal_directions,
     random_units,
     scores,
@@ -54,8 +53,10 @@ class DisentanglementConfig:
     """Pairs of training entities asked about each attribute, for the order by effect; those of the sizes are among them."""
     sizes: tuple[int, ...] = (8, 32, 128, 512)
     """Numbers of latents among which the best is chosen for each attribute."""
-    order: Literal["effect", "separation"] = "effect"
-    """How latents are ranked for an attribute: by gradients through the model, or by F statistics of their values."""
+    order: Literal["effect", "mask", "separation"] = "effect"
+    """How latents are ranked for an attribute: by one gradient through the model, by a mask trained by many, or by F statistics of their values."""
+    mask_steps: int = 40
+    """Steps of the training of a mask, for that order."""
     training_share: float = 0.5
     """Share of the entities on which latents are ranked and sizes chosen."""
     n_random: int = 2
@@ -180,6 +181,9 @@ def _measured(setting: Setting, exchange: Exchange, config: DisentanglementConfi
     questions = setting.questions
     if config.order == "effect":
         order = order_by_effect(setting.reader, questions, setting.ranking_pairs, exchange)
+    elif config.order == "mask":
+        generator = torch.Generator().manual_seed(0)
+        order = order_by_mask(setting.reader, questions, setting.ranking_pairs, exchange, n_steps=config.mask_steps, generator=generator)
     else:
         order = order_by_separation(questions, exchange.coordinates, setting.training[questions.entity])
     choice = choose(setting.reader, questions, setting.training_pairs, exchange, order, config.sizes)
@@ -255,7 +259,7 @@ def _notes(setting: Setting, config: DisentanglementConfig) -> tuple[str, ...]:
     notes = [
         f"{int(setting.training.sum())} entities to choose latents on, {int((~setting.training).sum())} held out; "
         + ("what the dictionary does not reconstruct stays." if config.keep_error else "what the dictionary does not reconstruct is lost."),
-        f"Latents are ranked by {config.order}; the published score trains a mask by gradients to the end, so its numbers are not comparable.",
+        f"Latents are ranked by {config.order}; published scores train a mask at length and let the error go, so they are not comparable.",
     ]
     left_out = [name for name in setting.accuracies if name not in setting.questions.attributes]
     if left_out:

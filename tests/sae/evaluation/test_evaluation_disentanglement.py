@@ -11,22 +11,21 @@ from tiny import tiny_language_model
 from sae.dictionaries.activations import ReLU, TopK
 from sae.dictionaries.autoencoder import Autoencoder, AutoencoderConfig
 from sae.errors import ConfigError
+from sae.evaluation.attribute_orders import order_by_effect, order_by_mask, order_by_separation, separation
 from sae.evaluation.batteries import Battery, Inputs, perform, plan
 from sae.evaluation.disentanglement import (
     DirectionExchange,
     LatentExchange,
+    Margins,
     Questions,
     choose,
     draw_pairs,
     effects,
     first_pairs,
     first_units,
-    order_by_effect,
-    order_by_separation,
     principal_directions,
     random_units,
     scores,
-    separation,
     split_entities,
 )
 from sae.evaluation.entities import EntityTable, LanguageReader, ask, cities
@@ -55,8 +54,9 @@ class LinearReader:
         )
         return torch.where(own[attribute], shown, -torch.inf).argmax(dim=1)
 
-    def slopes(self, x, questions, towards, away):
-        return FEATURES[towards] - FEATURES[away]
+    def margins(self, x, questions, towards, away):
+        slopes = FEATURES[towards] - FEATURES[away]
+        return Margins((x * slopes).sum(dim=1), slopes)
 
 
 def planted_questions(n_entities=60, seed=0):
@@ -95,13 +95,15 @@ def measured(questions, exchange, order="effect", sizes=(1, 2, 3, 4, 5, 8, 16)):
     reader = LinearReader(questions)
     if order == "effect":
         ranked = order_by_effect(reader, questions, first, exchange)
+    elif order == "mask":
+        ranked = order_by_mask(reader, questions, first, exchange, n_steps=12, generator=torch.Generator().manual_seed(0))
     else:
         ranked = order_by_separation(questions, exchange.coordinates, training[questions.entity])
     choice = choose(reader, questions, first, exchange, ranked, sizes)
     return choice, effects(reader, questions, second, exchange, choice.chosen)
 
 
-@pytest.mark.parametrize("order", ["effect", "separation"])
+@pytest.mark.parametrize("order", ["effect", "mask", "separation"])
 def test_an_oracle_scores_one_with_exactly_the_latents_of_each_attribute(order):
     questions = planted_questions()
     exchange = LatentExchange(relu_dictionary(FEATURES[: sum(SIZES)]), questions.acts)
@@ -202,9 +204,11 @@ def test_an_exchange_is_the_dense_sum_of_the_equation():
         written = z @ dictionary.W_dec.detach() + dictionary.b_dec.detach()
         expected = acts[base] + written - (dense[base] @ dictionary.W_dec + dictionary.b_dec).detach() if keep else written
         assert torch.allclose(exchange.exchanged(base, source, chosen), expected, atol=1e-6)
-        half = ((dense[base] + other) / 2) @ dictionary.W_dec.detach() + dictionary.b_dec.detach()
+        shares = torch.rand(len(exchange.latents), generator=generator)
+        whole = torch.zeros(40).index_add(0, exchange.latents, shares)
+        half = (dense[base] + whole * (other - dense[base])) @ dictionary.W_dec.detach() + dictionary.b_dec.detach()
         expected = acts[base] + half - (dense[base] @ dictionary.W_dec + dictionary.b_dec).detach() if keep else half
-        assert torch.allclose(exchange.halfway(base, source), expected, atol=1e-6)
+        assert torch.allclose(exchange.blended(base, source, shares), expected, atol=1e-6)
     assert torch.equal(exchange.coordinates, dense[:, exchange.latents])
 
 
@@ -285,6 +289,8 @@ def test_what_cannot_be_measured_is_refused():
         choose(reader, questions, pairs[:0], exchange, order, (4,))
     with pytest.raises(ConfigError, match="about every attribute, got"):
         order_by_effect(reader, questions, pairs[questions.attribute[pairs[:, 0]] != 1], exchange)
+    with pytest.raises(ConfigError, match="n_steps must be at least 1, got 0"):
+        order_by_mask(reader, questions, pairs, exchange, n_steps=0, generator=torch.Generator())
     single = dataclasses.replace(questions, attributes=("a",))
     with pytest.raises(ConfigError, match="two or more, got \\['a'\\]"):
         order_by_separation(single, exchange.coordinates, training[questions.entity])
@@ -336,7 +342,7 @@ def test_the_slope_of_a_language_model_is_the_change_of_its_logits():
     questions, reader = asked.questions, LanguageReader(model, site, asked)
     every, generator = torch.arange(9), torch.Generator().manual_seed(0)
     towards, away = torch.arange(9) + 20, torch.arange(9) + 90
-    slopes = reader.slopes(questions.acts, every, towards, away)
+    values, slopes = reader.margins(questions.acts, every, towards, away)
     step = 1e-2 * torch.randn(questions.acts.shape, generator=generator)
 
     def margin(x):
@@ -349,6 +355,7 @@ def test_the_slope_of_a_language_model_is_the_change_of_its_logits():
         return torch.stack(found)
 
     difference = margin(questions.acts + step) - margin(questions.acts - step)
+    assert torch.allclose(margin(questions.acts), values, atol=1e-5)
     assert torch.allclose(difference, 2 * (slopes * step).sum(dim=1), atol=2e-4)
 
 
