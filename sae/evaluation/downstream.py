@@ -24,7 +24,6 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn.functional import cross_entropy, log_softmax
 
 from sae.dictionaries.base import Dictionary
 from sae.errors import ConfigError
@@ -75,70 +74,47 @@ def downstream(
         raise ConfigError(
             f"mask must allow at least one position before the last of tokens {tuple(tokens.shape)}, got {int(counted.sum())} (downstream)"
         )
-    variants = {"zero": lambda acts: torch.zeros_like(acts), "mean": lambda acts: mean.to(acts).expand_as(acts)}
-    variants |= {f"dictionary {name}": _splice(dictionary) for name, dictionary in dictionaries.items()}
-    sums = _RowSums(["clean", *variants])
+    splice, sums = Splice(model, site), _RowSums(["clean", "zero", "mean", *(f"dictionary {name}" for name in dictionaries)])
     for start in range(0, len(tokens), batch_rows):
-        rows, use = tokens[start : start + batch_rows], mask[start : start + batch_rows]
-        clean_logits, acts = _clean(model, site, rows)
-        clean = log_softmax(clean_logits[:, :-1], dim=-1)
-        sums.add("clean", clean, rows, use, clean)
-        for name, function in variants.items():
-            logits = _logits(model, site, rows, torch.where(use[..., None], function(acts), acts))
-            sums.add(name, log_softmax(logits[:, :-1], dim=-1), rows, use, clean)
+        some, use = tokens[start : start + batch_rows], mask[start : start + batch_rows]
+        rows = Rows(some, model.capture(some, [site])[site], use)
+        acts = rows.acts[use].float()
+        replacements = [torch.zeros_like(acts), mean.to(acts).expand_as(acts), *(_explained(each, acts) for each in dictionaries.values())]
+        finals = [splice.final(rows, replacement) for replacement in replacements]
+        sums.add(prediction_terms(splice, splice.final(rows), finals, rows.next_tokens), rows.counted)
         if sums.n_tokens:
             yield min(start + batch_rows, len(tokens)), {name: sums.scores(f"dictionary {name}") for name in dictionaries}
 
 
-def _splice(dictionary: Dictionary):
-    def function(acts: Tensor) -> Tensor:
-        flat = acts.reshape(-1, acts.shape[-1]).float()
-        with torch.no_grad():
-            return dictionary(flat).reshape(acts.shape).to(acts.dtype)
-
-    return function
-
-
-def _clean(model: LanguageModel, site: Site, rows: Tensor) -> tuple[Tensor, Tensor]:
-    acts = model.capture(rows, [site])[site]
-    return _logits(model, site, rows, acts), acts
-
-
-def _logits(model: LanguageModel, site: Site, rows: Tensor, acts: Tensor) -> Tensor:
-    """Logits with `acts` at the site: resumed from there where the residual stream is whole, else by replacing it in a full run."""
-    if site.kind in ("resid_pre", "resid_post"):
-        return model.resume(acts, site).float()
-    return model.run(rows, [Edit.replace(site, acts)]).float()
+def _explained(dictionary: Dictionary, acts: Float[Tensor, "n d_in"]) -> Float[Tensor, "n d_out"]:
+    with torch.no_grad():
+        return dictionary(acts)
 
 
 class _RowSums:
     """Per-row sums of cross-entropy and KL, so that the standard error can treat rows as the unit."""
 
     def __init__(self, names: list[str]):
-        self.ce: dict[str, list[Tensor]] = {name: [] for name in names}
-        self.kl: dict[str, list[Tensor]] = {name: [] for name in names}
+        self.names = names
+        self.terms: list[Tensor] = []
         self.counts: list[Tensor] = []
 
-    def add(self, name: str, log_p: Tensor, rows: Tensor, use: Tensor, clean: Tensor) -> None:
-        used = use[:, :-1]
-        ce = cross_entropy(log_p.flatten(0, 1), rows[:, 1:].flatten().long(), reduction="none").reshape(used.shape)
-        self.ce[name].append((ce.double() * used).sum(1))
-        if name == "clean":
-            self.counts.append(used.sum(1))
-        elif name.startswith("dictionary "):
-            kl = (clean.exp() * (clean - log_p)).sum(-1)
-            self.kl[name].append((kl.double() * used).sum(1))
+    def add(self, terms: Float[Tensor, "n_variants n 2"], counted: Bool[Tensor, "n_rows n_positions"]) -> None:
+        row = counted.cpu().nonzero()[:, 0]
+        sums = torch.zeros(len(counted), len(self.names), 2, dtype=torch.float64)
+        self.terms.append(sums.index_add_(0, row, terms.double().transpose(0, 1)))
+        self.counts.append(counted.sum(1).cpu())
 
     @property
     def n_tokens(self) -> int:
         return int(sum(int(c.sum()) for c in self.counts))
 
     def scores(self, name: str) -> Downstream:
-        n = self.n_tokens
-        clean, spliced, zero, mean = (float(torch.cat(self.ce[v]).sum()) / n for v in ("clean", name, "zero", "mean"))
-        difference, count = torch.cat(self.ce[name]) - torch.cat(self.ce["clean"]), torch.cat(self.counts).double()
+        n, sums, count = self.n_tokens, torch.cat(self.terms), torch.cat(self.counts).double()
+        own = self.names.index(name)
+        clean, zero, mean, spliced = (float(sums[:, i, 0].sum()) / n for i in (0, 1, 2, own))
         n_rows = len(count)
-        spread = float((difference - (spliced - clean) * count).square().sum())
+        spread = float((sums[:, own, 0] - sums[:, 0, 0] - (spliced - clean) * count).square().sum())
         return Downstream(
             ce_clean=clean,
             ce_spliced=spliced,
@@ -147,7 +123,7 @@ class _RowSums:
             ce_recovered_zero=(zero - spliced) / (zero - clean),
             ce_recovered_mean=(mean - spliced) / (mean - clean),
             ce_increase_se=math.sqrt(spread * n_rows / max(n_rows - 1, 1)) / n,
-            kl=float(torch.cat(self.kl[name]).sum()) / n,
+            kl=float(sums[:, own, 1].sum()) / n,
             n_tokens=n,
         )
 
@@ -214,6 +190,8 @@ def prediction_terms(
     Takes last residual streams, as `Splice.final` gives them.
     """
     terms = torch.zeros(1 + len(finals), len(clean), 2)
+    if not len(clean):
+        return terms
     step = max(1, LOGITS_PER_CHUNK // splice.model.shape.d_vocab)
     for chunk in torch.arange(len(clean)).split(step):
         logits, expected = _final_logits(splice, clean[chunk]), next_tokens[chunk, None].to(splice.model.device)
