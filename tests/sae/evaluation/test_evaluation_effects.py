@@ -17,7 +17,7 @@ from sae.errors import ConfigError
 from sae.evaluation.batteries import Inputs
 from sae.evaluation.downstream import Rows, Splice, prediction_terms, share_recovered
 from sae.evaluation.suite.effects import DOWNSTREAM, DownstreamConfig, others
-from sae.models.language_model import Edit
+from sae.models.language_model import Edit, LanguageModel
 from sae.storage import ResultCache
 
 RESID, MLP = "blocks.1.hook_resid_post", "blocks.2.hook_mlp_out"
@@ -265,3 +265,26 @@ def test_another_model_than_the_store_s_and_rows_without_predictions_are_refused
     monkeypatch.setattr(type(store), "mask", lambda self, site: only_last)
     with pytest.raises(ConfigError, match="a used token before their last"):
         measure(cache, model, store, perfect(D), config=dataclasses.replace(EVERYTHING, n_tokens=7))
+
+
+@pytest.mark.slow
+@pytest.mark.real_model
+def test_the_default_model_in_its_own_dtype_is_spliced_without_loss_and_ablated_with_great_damage(tmp_path):
+    import sae
+
+    real = LanguageModel.load(sae.default_model())
+    site = "blocks.15.hook_resid_post"
+    config = CaptureConfig(sites=(site,), n_tokens=12 * 32, context=32, dtype="float32" if real.dtype == torch.float32 else "bfloat16")
+    lines = ["My fellow citizens, the state of the Union is strong because the people are free, and the work of peace goes on."] * 20
+    for _ in collect(real, from_texts([f"{i}: {line}" for i, line in enumerate(lines)]), tmp_path / "acts", config):
+        pass
+    store = ActivationStore.open(tmp_path / "acts")
+    found = values(measure(ResultCache(tmp_path / "cache"), real, store, perfect(576), site))
+    tokens, mask = store.tokens().long(), store.mask(site).view(-1, 32)[:, :-1]
+    log_p = real.run(tokens)[:, :-1].log_softmax(-1)
+    expected = -log_p.gather(2, tokens[:, 1:, None])[..., 0][mask].double().mean()
+    assert found["CE clean"] == pytest.approx(float(expected), rel=0.01)
+    assert found["KL"] == pytest.approx(0, abs=1e-4)
+    for ablation in ("zero", "mean", "resample"):
+        assert found["CE ablated", ablation] > found["CE clean"] + 2
+        assert found["CE recovered", ablation] == pytest.approx(1, abs=1e-3)
