@@ -181,6 +181,15 @@ def test_lengths_are_what_latents_add_whatever_the_scaling_and_the_normalisation
         torch.testing.assert_close(added, whole - nothing, rtol=1e-4, atol=1e-4)
 
 
+def test_a_dictionary_that_only_knows_the_mean_adds_nothing():
+    dictionary = dictionary_of(random_atoms(16, 8), k=4)
+    with torch.no_grad():
+        dictionary.W_dec.zero_()
+    codes = lengths(dictionary, torch.randn(9, 8))
+    assert codes.d_sae == 16 and codes.counts.tolist() == [0] * 9
+    assert not directions(dictionary).any()
+
+
 def test_words_are_split_letter_by_letter_and_f1_is_that_of_its_definition():
     letter = np.repeat(np.arange(4), (10, 20, 2, 40))
     is_train = split_words(letter, test_share=0.3, seed=0)
@@ -254,3 +263,19 @@ def test_results_survive_json():
 
     made = Splits((LetterLatents(2, (5, 3), (0.4, 0.9)), LetterLatents(3, (), ())))
     assert from_json(Splits, to_json(made)) == made
+
+
+@pytest.mark.slow
+def test_the_default_model_knows_how_most_of_its_words_begin_and_random_atoms_absorb_as_permuted_ones_do(tmp_path):
+    from sae.models.assets import default_model
+    from sae.models.language_model import LanguageModel
+
+    model, site = LanguageModel.load(default_model(), dtype=torch.float32), "blocks.15.hook_resid_post"
+    dictionary = Autoencoder(AutoencoderConfig(d_in=576, d_sae=2048, activation=TopK(k=32)), seed=0).eval()
+    inputs = Inputs(cache=ResultCache(tmp_path / "cache"), dictionary=dictionary, model=model, site=site)
+    words = read_words(inputs, model.site(site), WordsConfig())
+    assert len(words.counted) >= 20 and "valid here" in words.validity()
+    assert {word[1] for word in words.words} == set(LETTERS) and len(words.words) > 4000
+    made = {number.quantity: number for number in ABSORPTION.compute(inputs, ABSORPTION.config).numbers if not number.subject}
+    for name in ("absorption fraction", "full absorption rate"):
+        assert abs(made[name].value - made[name].null_mean) < 0.1
