@@ -8,7 +8,7 @@ import pytest
 
 from sae.errors import ConfigError
 from sae.evaluation.batteries import Finding, Group, Results
-from sae.evaluation.batteries.wording import null_text, p_text, value_text
+from sae.evaluation.batteries.wording import interval_text, null_text, p_text, value_text
 from sae.evaluation.figures import Axis, Figure, HeatMap, Rule, Series
 from sae.inspection import Fact, write_report
 from sae.inspection.charts import figure_chart
@@ -53,7 +53,11 @@ def figures():
         -1.0,
         1.0,
     )
-    return line, bars, cloud, dots, heat, signed
+    frontier = Figure("Frontier", Axis("L0", scale="log"), Axis("FVU", scale="log"), (
+        Series("a", (31.9,), (0.2,), (0.1,), (0.3,), mark="points", labels=("a",), named=True),
+        Series("b", (32.0,), (0.201,), mark="points", labels=("b",), named=True),
+        Series("c", (38.0,), (0.15,), mark="points", labels=("c",), named=True)))  # fmt: skip
+    return line, bars, cloud, dots, heat, signed, frontier
 
 
 def results(findings=None):
@@ -207,6 +211,50 @@ def test_a_null_is_dashed_and_grey_and_a_log_axis_has_ticks_in_the_drawing():
         assert f">{tick}</text>" in svg
 
 
+def test_labels_stand_beside_their_points_and_not_on_each_other():
+    svg = str(figure_chart(figures()[-1]))
+    places = {
+        name: (float(x), float(y)) for x, y, name in re.findall(r'<text x="([\d.]+)" y="([\d.]+)"[^>]*class="name halo[^>]*>(a|b)<', svg)
+    }
+    assert set(places) == {"a", "b"}
+    assert abs(places["a"][1] - places["b"][1]) >= 15
+    points = [float(x) for x in re.findall(r'<circle[^>]*cx="([\d.]+)"', svg)]
+    assert 0 < abs(places["a"][0] - points[0]) < 24
+    with pytest.raises(ConfigError, match="named must be False without labels of points"):
+        Series("a", (1.0,), (1.0,), mark="points", named=True)
+
+
+def test_a_log_axis_of_near_values_is_widened_and_keeps_round_ticks():
+    svg = str(figure_chart(figures()[-1]))
+    ticks = [float(tick) for tick in re.findall(r'text-anchor="middle"[^>]*>([\d.]+)</text>', svg)]
+    assert ticks == [30.0, 40.0]
+
+
+def test_intervals_and_formulas_have_their_place_and_empty_columns_none(tmp_path):
+    found = [a_finding("first", value=0.25, p=None, stands_out="no null", low=0.22, high=0.28, formula="sum_t |x_t| < 3"),
+             a_finding("second", value=2.0, p=None, stands_out="no null")]  # fmt: skip
+    write_report(geometry_report(results(found), title="Intervals", facts=[]), tmp_path / "report")
+    html = (tmp_path / "report" / "index.html").read_text()
+    rows = Reader(html).rows
+    assert ["quantity", "value", "95 % interval", "What it means"] in rows
+    assert ["first", "0.2500", "0.220 to 0.280", "sum_t |x_t| < 3It means this. Source: Someone 2001."] in rows
+    assert ["second", "2", "–", "It means this. Source: Someone 2001."] in rows
+    assert '<span class="formula">sum_t |x_t| &lt; 3</span>' in html
+
+
+def test_an_interval_is_written_to_two_digits_of_its_width():
+    def text(low, high):
+        return interval_text(a_finding(value=(low + high) / 2, low=low, high=high))
+
+    assert text(0.1307, 0.1388) == "0.1307 to 0.1388"
+    assert text(0.1, 0.3) == "0.10 to 0.30"
+    assert text(-12.34, 56.78) == "−12 to 57"
+    assert text(32.0, 32.0) == "32"
+    assert text(1e-9, 2e-9) == "1×10⁻⁹ to 2×10⁻⁹"
+    assert text(-0.001, 0.02) == "−0.001 to 0.020"
+    assert interval_text(a_finding()) is None
+
+
 def test_a_plane_has_the_same_unit_on_both_axes():
     svg = str(figure_chart(figures()[2]))
     points = [(float(x), float(y)) for x, y in re.findall(r'<circle[^>]*cx="([\d.]+)" cy="([\d.]+)"', svg)]
@@ -217,7 +265,7 @@ def test_a_plane_has_the_same_unit_on_both_axes():
 
 
 def test_heat_maps_fade_to_nothing_at_the_low_end_and_at_zero():
-    one_sided, two_sided = figures()[4:]
+    one_sided, two_sided = figures()[4:6]
     assert [strength(v, one_sided) for v in (0.0, 0.5, 1.0, 2.0)] == [0.0, 0.5, 1.0, 1.0]
     assert [strength(v, two_sided) for v in (-1.0, 0.0, 0.25)] == [-1.0, 0.0, 0.25]
     assert str(figure_chart(two_sided)).count("<rect") == 5 + 12  # the empty cell is not drawn
