@@ -188,6 +188,17 @@ def test_sums_are_equal_whatever_the_batch_size(store):
             torch.testing.assert_close(getattr(found, name), tensor, rtol=1e-5, atol=1e-6, msg=lambda m, name=name: f"{name}: {m}")
 
 
+def test_codes_that_name_a_latent_twice_count_it_once(store, monkeypatch):
+    dictionary, x, centre = KINDS["pursuit that repeats"], used(store)[:200], store.statistics(SITE).mean
+    batch = Batch(x, x, torch.arange(200) % 3)
+    expected = token_sums(dictionary, [batch], n_units=3, centre=centre)
+    monkeypatch.setattr(MatchingPursuit, "encode", lambda self, acts: self.pursue(acts, 9).steps)
+    assert dictionary.encode(x).counts.sum() > expected.scalars[:, -1].sum()
+    found = token_sums(dictionary, [batch], n_units=3, centre=centre)
+    torch.testing.assert_close(found.table(), expected.table(), rtol=1e-5, atol=1e-5)
+    assert torch.equal(found.firings, expected.firings)
+
+
 def test_sums_of_a_document_are_those_of_its_tokens_alone_and_a_centre_far_off_loses_nothing(store):
     dictionary, x, centre = KINDS["top_k"], used(store), store.statistics(SITE).mean
     unit = (torch.arange(len(x)) * 5 // len(x)).flip(0)
