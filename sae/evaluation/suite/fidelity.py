@@ -42,7 +42,7 @@ def reconstruction_scores(inputs: Inputs, config: FidelityConfig) -> Outcome:
     numbers = [
         scorer.number("FVU", _of(fvu), note=chosen.note),
         scorer.number("explained variance", lambda table: 1 - fvu(Totals(table))),
-        scorer.number("FVU of the mean", _mean_fvu, note="the mean of all usable tokens of the store"),
+        Number("FVU of the mean", scorer.value(_mean_fvu), note="the mean of all usable tokens of the store"),
         _pca_number(inputs, found, chosen),
         scorer.number("mean FVU of dimensions", lambda table: dimension_fvu(Totals(table)).nanmean(1), note=still),
         scorer.number("median FVU of dimensions", lambda table: dimension_fvu(Totals(table)).nanmedian(1).values),
