@@ -510,4 +510,4 @@ def test_the_default_model_knows_cities_and_keeps_them_at_their_last_token():
     pairs = draw_pairs(questions, torch.ones(128, dtype=torch.bool), 20, generator=torch.Generator().manual_seed(0))
     whole = DirectionExchange(torch.eye(site.width), questions.acts)
     found = effects(LanguageReader(model, site, asked), questions, pairs, whole, torch.ones(3, site.width, dtype=torch.bool))
-    assert float(found.table()[:, 0].min()) > 0.8
+    assert float(found.table()[:, 0].min()) > 0.6
