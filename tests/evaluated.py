@@ -35,6 +35,11 @@ def share(inputs):
     return [{"quantity": "FVU", "value": fvu, "low": fvu * 0.88, "high": fvu * 1.12}, {"quantity": "L0", "value": d_sae / 8}]
 
 
+def of_site(inputs):
+    """The layer of the site."""
+    return [{"quantity": "other", "value": float(inputs.site.split(".")[1])}]
+
+
 def counted_batteries(calls):
     """Batteries of the names that `sae evaluate` knows, by what they need."""
     length = [{"quantity": "other", "value": 3.5, "note": "10 tokens"}]
@@ -44,6 +49,7 @@ def counted_batteries(calls):
         "fidelity": counted_measure("reconstruction", calls, share),
         "lengths": counted_measure("description", calls, lambda inputs: length),
         "effects": counted_measure("downstream", calls, lambda inputs: increase, needs=("dictionary", "store", "model")),
+        "attributes": counted_measure("disentanglement", calls, of_site, needs=("dictionary", "model")),
         "seeds": counted_measure("stability", calls, lambda inputs: several, needs=("dictionary", "other")),
     }
     return {name: Battery(name, name.capitalize(), name, (measure,), family="evaluation") for name, measure in measures.items()}

@@ -190,10 +190,13 @@ def evaluation_inputs(
     names: Mapping[str, str] | None = None,
 ) -> Inputs:
     """What `evaluate` is run on, checked. Raises ConfigError as `evaluate` does."""
-    if site and store is None:
-        raise ConfigError(f"site goes with a store, got {site!r} and no store (evaluate)")
+    if site and store is None and model is None:
+        raise ConfigError(f"site goes with a store or a language model, got {site!r} and none of them (evaluate)")
     both = [dictionary] if other is None else [dictionary, other]
-    chosen = site_of(both, store, [site] if site else []) if store is not None else ""
+    if store is not None:
+        chosen = site_of(both, store, [site] if site else [])
+    else:
+        chosen = site or str(dictionary.provenance.get("site") or "") if model is not None else ""
     kept = cache if isinstance(cache, ResultCache) else ResultCache(cache or user_cache_dir() / "results")
     called = {"dictionary": "dictionary"} | ({"store": store.path.name} if store is not None else {}) | dict(names or {})
     if model is not None:

@@ -82,7 +82,7 @@ def _compared(row: ComparedRow, names: Sequence[str], *, defined: bool) -> list[
 
 
 def _with_interval(found: Finding) -> Markup:
-    interval = interval_text(found)
+    interval = interval_text(found) if found.low != found.high else None
     small = Markup('<br><span style="{}">{}</span>').format(MUTED + ";font-weight:400", interval) if interval else Markup("")
     return escape(value_text(found) or "–") + small
 

@@ -120,7 +120,7 @@ def test_a_language_model_is_loaded_in_the_precision_of_the_store(made, calls, c
 
     monkeypatch.setattr(program, "load_model", load)
     run("evaluate", made / "small", "--store", made / "acts", "--model", "somewhere/lm", cache=cache, out=tmp_path / "e")
-    assert [name for name, *_ in calls] == ["reconstruction", "description", "downstream"]
+    assert [name for name, *_ in calls] == ["reconstruction", "description", "downstream", "disentanglement"]
     ((source, stored, dtype),) = asked
     assert (source, dtype) == ("somewhere/lm", None) and stored
     assert EvalReport.load(tmp_path / "e").facts["Model"].startswith("lm;")

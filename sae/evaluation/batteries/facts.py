@@ -16,6 +16,8 @@ def facts_of(inputs: Inputs) -> dict[str, str]:
     if inputs.store is not None:
         facts["Store"] = f"{inputs.name('store')}: {inputs.store.n_tokens:,} tokens; digest {inputs.store.digest[:12]}"
         facts["Site" if inputs.site else "Sites"] = inputs.site or _sites_text(inputs.sites)
+    elif inputs.site:
+        facts["Site"] = inputs.site
     if inputs.model is not None:
         facts["Model"] = f"{inputs.name('model')}; digest {inputs.model.digest[:12]}"
     if inputs.prompts:

@@ -62,6 +62,7 @@ def test_what_is_there_decides_what_is_run_and_the_rest_is_named(calls, store, t
     report = evaluate(a_dictionary(), store, cache=tmp_path)
     assert [name for name, *_ in calls] == ["reconstruction", "description"]
     reasons = dict(report.unmeasured)
+    assert set(reasons) == {"Title of downstream", "Title of disentanglement", "Title of stability"}
     assert reasons["Title of downstream"] == "needs a language model (model, --model)"
     assert reasons["Title of stability"] == "needs another dictionary (other, --other)"
     with_other = evaluate(a_dictionary(), store, other=a_dictionary(seed=1), batteries=["fidelity"], cache=tmp_path)
@@ -73,9 +74,18 @@ def test_what_is_there_decides_what_is_run_and_the_rest_is_named(calls, store, t
 
 def test_a_language_model_adds_its_batteries(calls, store, tmp_path):
     report = evaluate(a_dictionary(), store, model=tiny_language_model(0, n_layers=2), cache=tmp_path)
-    assert [name for name, *_ in calls] == ["reconstruction", "description", "downstream"]
+    assert [name for name, *_ in calls] == ["reconstruction", "description", "downstream", "disentanglement"]
     assert report.value("downstream", "CE increase") == 0.25
     assert "Model" in report.facts
+
+
+def test_without_a_store_the_site_in_a_model_is_the_one_asked_for_or_that_of_the_dictionary(calls, tmp_path):
+    model = tiny_language_model(0, n_layers=2)
+    own = evaluate(a_dictionary(), model=model, cache=tmp_path)
+    assert (own.value("disentanglement", "other"), own.facts["Site"]) == (0.0, SITES[0])
+    asked = evaluate(a_dictionary(), model=model, site="blocks.1.hook_resid_post", cache=tmp_path)
+    assert (asked.value("disentanglement", "other"), asked.facts["Site"]) == (1.0, "blocks.1.hook_resid_post")
+    assert [name for name, *_ in calls] == ["disentanglement"] * 2
 
 
 def test_a_second_run_performs_nothing_and_another_dictionary_or_setting_does(calls, store, tmp_path):
@@ -207,7 +217,7 @@ def offered(monkeypatch, value, batteries=None):
 def test_batteries_of_other_packages_are_known_and_run(calls, store, tmp_path, monkeypatch):
     extra = Battery("absorption", "Absorption", "x", (counted_measure("absorbed", calls, share),), family="evaluation")
     offered(monkeypatch, "a_stranger:BATTERIES", (extra,))
-    assert list(evaluations()) == ["fidelity", "lengths", "effects", "seeds", "absorption"]
+    assert list(evaluations()) == ["fidelity", "lengths", "effects", "attributes", "seeds", "absorption"]
     report = evaluate(a_dictionary(), store, batteries=["absorption"], cache=tmp_path)
     assert report.value("absorbed", "L0") == 4
 

@@ -15,7 +15,7 @@ from sae.inspection.charts import figure_chart
 from sae.inspection.geometry_page import distance, findings_json, geometry_report, rule, write_findings
 from sae.inspection.heatmaps import strength
 from sae.inspection.interactive import NULL, to_plotly
-from sae.inspection.svg import PALETTE
+from sae.inspection.svg import PALETTE, log_ticks
 
 HOSTILE = "<script>alert('x')</script>"
 
@@ -228,6 +228,8 @@ def test_a_log_axis_of_near_values_is_widened_and_keeps_round_ticks():
     svg = str(figure_chart(figures()[-1]))
     ticks = [float(tick) for tick in re.findall(r'text-anchor="middle"[^>]*>([\d.]+)</text>', svg)]
     assert ticks == [30.0, 40.0]
+    assert log_ticks(0.13, 0.65) == pytest.approx([0.2, 0.4, 0.6])
+    assert log_ticks(1, 1000) == [1.0, 10.0, 100.0, 1000.0]
 
 
 def test_intervals_and_formulas_have_their_place_and_empty_columns_none(tmp_path):
