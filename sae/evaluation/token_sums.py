@@ -150,7 +150,8 @@ def token_sums(dictionary: Dictionary, batches: Iterable[Batch], *, n_units: int
     total = by_unit.sum(0, dtype=torch.int64)
     n = int(l0_counts.sum())
     frequent = (total > FREQUENT * n).nonzero().squeeze(1)
-    sums = TokenSums(scalars, *parts, total, frequent, by_unit[:, frequent].double(), l0_counts)
+    deviations, squares, errors = parts
+    sums = TokenSums(scalars, deviations, squares, errors, total, frequent, by_unit[:, frequent].double(), l0_counts)
     _check(sums)
     return sums
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -148,7 +149,11 @@ def _ablations(inputs: Inputs, passage: _Passage, config: DownstreamConfig) -> t
     settings = {"site": chosen.site, "target": chosen.target, "seed": inputs.seed, "n_tokens": config.n_tokens}
     digests = {"store": inputs.stored.digest, "model": inputs.language_model.digest}
     key = Key("evaluation.ablations", 1, settings | {"dtype": str(inputs.language_model.dtype)}, digests)
-    path = verified(inputs.cache, key, lambda folder: save_tensors(folder / FILE, _ablated(inputs, passage)))
+
+    def fill(folder: Path) -> None:
+        save_tensors(folder / FILE, _ablated(inputs, passage))
+
+    path = verified(inputs.cache, key, fill)
     found = load_tensors(path / FILE)
     return found["sums"], found["clean"]
 

@@ -250,11 +250,11 @@ def test_the_last_position_of_a_row_is_replaced_but_predicts_nothing(model):
     rows = Rows(torch.tensor([[1, 2, 3, 4, 5], [6, 7, 8, 9, 10]]), acts, use)
     assert rows.next_tokens.tolist() == [3, 4]
     replacement = torch.randn(4, D, generator=generator)
-    moved = acts.clone()
+    before, moved = acts.clone(), acts.clone()
     moved[use] = replacement
     expected = model.carry(moved, splice.site, splice.last)[0, 1:3]
     torch.testing.assert_close(splice.final(rows, replacement), expected)
-    assert torch.equal(rows.acts, acts)
+    assert torch.equal(rows.acts, before)
 
 
 def test_another_model_than_the_store_s_and_rows_without_predictions_are_refused(cache, store, model, monkeypatch):
