@@ -19,7 +19,10 @@ from sae.inspection.finding_tables import meaning_text, measure_sections, senten
 from sae.inspection.geometry_page import rule
 from sae.inspection.report_data import Column, Fact, ReportData, Row, Section, Table
 
-INTERVALS = "Intervals are 95 % intervals of a bootstrap over documents: how far a number would move with other texts of the same kind."
+INTERVALS = (
+    "Intervals are 95 % intervals of a bootstrap over documents (over words, letters or entities where a measure is about these): how far a number "
+    "would move with others of the same kind."
+)
 LEAD = ("FVU", "L0", "CE increase")
 BEST = (
     "The best value of a line is marked where its interval overlaps none of the others'. Intervals are of each dictionary by itself; dictionaries "

@@ -18,7 +18,8 @@ def measure_sections(results: Results, batteries: Mapping[str, Battery]) -> tupl
     for name in dict.fromkeys(group.battery for group in results.groups):
         groups = [group for group in results.groups if group.battery == name]
         title = batteries[name].title if name in batteries else name
-        headings = [f"{title}: {groups[0].title.lower()}", *(group.title for group in groups[1:])]
+        first = groups[0].title
+        headings = [title if first == title else f"{title}: {first.lower()}", *(group.title for group in groups[1:])]
         sections += [_section(*each) for each in zip(groups, headings, strict=True)]
     if results.left_out:
         rows = tuple(Row((name,), note=reason) for name, reason in results.left_out)
