@@ -1,5 +1,7 @@
 """SCR and TPP over seeds on planted latents: the true dictionary beats one whose atoms are shuffled, and random latents do nothing."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from planted_dictionaries import dictionary_of, random_atoms
 from scipy import sparse
 from word_model import SITE, word_model
 
+from probes.ablation import AblationCurve
 from probes.evaluation import BATTERIES, ablations
 from probes.evaluation.ablations import CAVEATS, SCR, TPP, AblationConfig, Concept, scr_curves, shared_rows, tpp_curves
 from probes.evaluation.texts import Texts, TextsConfig
@@ -58,6 +61,13 @@ def test_the_direction_with_the_worse_biased_probe_is_reported():
     # The stronger concept takes the biased probe over: wanted is the one that suffers, whichever is named first.
     assert [curve.before for curve in one.curves] == pytest.approx([curve.before for curve in other.curves], abs=0.06)
     assert max(curve.before for curve in one.curves) < 0.75
+
+
+def test_of_two_defined_directions_the_one_with_the_lower_accuracy_counts(monkeypatch):
+    acts, codes, atoms, pair = planted()
+    before = itertools.cycle((0.7, 0.6))
+    monkeypatch.setattr(ablations, "_removal", lambda *_: AblationCurve("SCR", (1,), (0.5,), (0.0,), (0.1,), next(before), 0.9, 10))
+    assert [curve.before for curve in scr_curves(acts, codes, atoms, pair, config=CONFIG, seed=0).curves] == [0.6, 0.6, 0.6]
 
 
 def test_the_latents_of_classes_are_apart_and_shuffled_or_no_latents_are_not():

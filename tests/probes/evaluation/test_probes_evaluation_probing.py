@@ -9,10 +9,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from word_model import SITE, word_model
 
-from probes.evaluation import sparse_probing
+from probes.evaluation import sparse_probing, texts
 from probes.evaluation.sparse_probing import SPARSE_PROBING, SparseProbingConfig, dense_scores, probing, questions, sparse_scores
-from probes.evaluation.texts import TextsConfig, captured_texts, offline_tasks, read_texts
-from probes.features import from_model
+from probes.evaluation.texts import Texts, TextsConfig, captured_texts, offline_tasks, read_texts
+from probes.features import TokenRows, from_model
 from probes.problem import Problem
 from sae.errors import ConfigError
 from sae.evaluation.batteries import Inputs
@@ -137,16 +137,16 @@ def test_the_measure_reads_the_model_once_for_all_dictionaries(tmp_path, monkeyp
     assert all(number.low <= number.value <= number.high for number in made.numbers)
     assert probing(inputs, SMALL) == made
 
-    texts, key = read_texts(inputs, inputs.language_model.site(SITE), SMALL.texts)
+    read, key = read_texts(inputs, inputs.language_model.site(SITE), SMALL.texts)
     monkeypatch.setattr(sparse_probing, "site_of", None)
     with torch.no_grad():
-        z = inputs.chosen("dictionary").encode(texts.acts.float()).dense() * inputs.chosen("dictionary").W_dec.norm(dim=1)
-    row = int(texts.problem("era").rows[3])
-    own = torch.from_numpy(texts.rows.tokens[texts.rows.starts[row] : texts.rows.starts[row + 1]])
-    codes = texts.codes(inputs, key)
-    assert sparse.issparse(codes) and codes.shape == (len(texts.rows), 64)
+        z = inputs.chosen("dictionary").encode(read.acts.float()).dense() * inputs.chosen("dictionary").W_dec.norm(dim=1)
+    row = int(read.problem("era").rows[3])
+    own = torch.from_numpy(read.rows.tokens[read.rows.starts[row] : read.rows.starts[row + 1]])
+    codes = read.codes(inputs, key)
+    assert sparse.issparse(codes) and codes.shape == (len(read.rows), 64)
     np.testing.assert_allclose(codes[row].toarray()[0], z[own].mean(0).numpy(), rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(texts.pooled()[row], texts.acts[own].float().mean(0).numpy(), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(read.pooled()[row], read.acts[own].float().mean(0).numpy(), rtol=1e-4, atol=1e-5)
 
 
 def test_texts_are_read_as_probe_features_read_them(unchecked):
@@ -163,6 +163,18 @@ def test_texts_are_read_as_probe_features_read_them(unchecked):
     np.testing.assert_array_equal(made.problem("ends_s").rows, made.problem("leading_capital").rows)
     with pytest.raises(ConfigError, match="task must be one of noun_class"):
         made.problem("era")
+
+
+def test_rows_are_pooled_block_by_block_as_all_at_once(monkeypatch, tmp_path):
+    rng = np.random.default_rng(0)
+    starts = np.concatenate([[0], np.cumsum(rng.integers(1, 6, 40))])
+    made = Texts((), TokenRows(rng.integers(0, 90, starts[-1]), starts, "mean"), torch.randn(90, 32))
+    inputs = inputs_of(tmp_path, dictionary_of(random_atoms(64, 32), k=6))
+    whole, codes = made.pooled(), made.codes(inputs, "whole").toarray()
+    monkeypatch.setattr(texts, "BLOCK", 7)
+    np.testing.assert_allclose(made.pooled(), whole, atol=1e-6)
+    np.testing.assert_allclose(made.codes(inputs, "in blocks").toarray(), codes, atol=1e-6)
+    np.testing.assert_allclose(whole[3], made.acts[made.rows.tokens[starts[3] : starts[4]]].mean(0).numpy(), atol=1e-5)
 
 
 def sparse_probing_rows():
