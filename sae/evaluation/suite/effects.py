@@ -35,7 +35,7 @@ class DownstreamConfig:
 def downstream_scores(inputs: Inputs, config: DownstreamConfig) -> Outcome:
     """Cross-entropy and KL with the reconstruction in the place of the activation, beside three ablations."""
     chosen = sample(inputs, config.n_tokens)
-    passage = _Passage(inputs, chosen)
+    passage = Passage(inputs, chosen)
     shared, clean = _ablations(inputs, passage, config)
     dictionary = inputs.chosen("dictionary")
     own = DocumentSums(chosen.n_units, 2)
@@ -102,7 +102,7 @@ def _notes(inputs: Inputs, chosen: Sample, n: int) -> tuple[str, ...]:
     return tuple(notes)
 
 
-class _Passage:
+class Passage:
     """The rows of a sample, with what is replaced where."""
 
     def __init__(self, inputs: Inputs, chosen: Sample):
@@ -111,7 +111,7 @@ class _Passage:
         if record is None or record.digest != model.digest:
             name = "a model that is not known" if record is None else record.name
             raise ConfigError(f"model must be the one that the store was captured from, {name}, got {model.name} ({store.path})")
-        self._inputs, self._chosen = inputs, chosen
+        self._inputs, self.chosen = inputs, chosen
         self.splice = Splice(model, store.site(chosen.target))
         self._row_ids = (chosen.index // store.context).unique()
 
@@ -124,9 +124,9 @@ class _Passage:
     def _grids(self) -> tuple[Bool[Tensor, "n_rows context"], Int[Tensor, "n_rows context"]]:
         """Which positions are used, and the unit of each used one."""
         store = self._inputs.stored
-        place = torch.searchsorted(self._row_ids, self._chosen.index // store.context), self._chosen.index % store.context
+        place = torch.searchsorted(self._row_ids, self.chosen.index // store.context), self.chosen.index % store.context
         use, unit = torch.zeros(self.tokens.shape, dtype=torch.bool), torch.zeros(self.tokens.shape, dtype=torch.long)
-        use[place], unit[place] = True, self._chosen.unit
+        use[place], unit[place] = True, self.chosen.unit
         if not bool(use[:, :-1].any()):
             raise ConfigError(f"rows must have a used token before their last, got none ({store.path})")
         return use, unit
@@ -138,14 +138,14 @@ class _Passage:
         documents = store.document_ids()[self._row_ids] if store.manifest.capture.isolated else None
         for some in torch.arange(len(self._row_ids)).split(max(1, TOKENS_PER_BATCH // context)):
             flat = (self._row_ids[some, None] * context + torch.arange(context)).flatten()
-            acts = store.gather(self._chosen.target, flat, dtype=torch.float32).view(len(some), context, -1)
+            acts = store.gather(self.chosen.target, flat, dtype=torch.float32).view(len(some), context, -1)
             rows = Rows(self.tokens[some], acts, use[some], None if documents is None else documents[some])
             yield rows, unit[some][:, :-1][rows.counted], flat[use[some].flatten()]
 
 
-def _ablations(inputs: Inputs, passage: _Passage, config: DownstreamConfig) -> tuple[Float[Tensor, "n_units n_shared"], Tensor]:
+def _ablations(inputs: Inputs, passage: Passage, config: DownstreamConfig) -> tuple[Float[Tensor, "n_units n_shared"], Tensor]:
     """Sums of the clean model and of its ablations, and its last residual streams: the same for every dictionary of the site."""
-    chosen = passage._chosen
+    chosen = passage.chosen
     settings = {"site": chosen.site, "target": chosen.target, "seed": inputs.seed, "n_tokens": config.n_tokens}
     digests = {"store": inputs.stored.digest, "model": inputs.language_model.digest}
     key = Key("evaluation.ablations", 1, settings | {"dtype": str(inputs.language_model.dtype)}, digests)
@@ -158,8 +158,8 @@ def _ablations(inputs: Inputs, passage: _Passage, config: DownstreamConfig) -> t
     return found["sums"], found["clean"]
 
 
-def _ablated(inputs: Inputs, passage: _Passage) -> dict[str, Tensor]:
-    store, chosen = inputs.stored, passage._chosen
+def _ablated(inputs: Inputs, passage: Passage) -> dict[str, Tensor]:
+    store, chosen = inputs.stored, passage.chosen
     mean = store.statistics(chosen.target).mean.float()
     usable = store.mask(chosen.target).nonzero().squeeze(1)
     if len(usable) < 2:

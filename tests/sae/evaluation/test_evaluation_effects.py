@@ -16,7 +16,8 @@ from sae.dictionaries.activations import ReLU, TopK
 from sae.errors import ConfigError
 from sae.evaluation.batteries import Inputs
 from sae.evaluation.downstream import Rows, Splice, prediction_terms, share_recovered
-from sae.evaluation.suite.effects import DOWNSTREAM, DownstreamConfig, others
+from sae.evaluation.suite.effects import DOWNSTREAM, DownstreamConfig, Passage, others
+from sae.evaluation.suite.sample import sample
 from sae.models.language_model import Edit, LanguageModel
 from sae.storage import ResultCache
 
@@ -288,3 +289,11 @@ def test_the_default_model_in_its_own_dtype_is_spliced_without_loss_and_ablated_
     for ablation in ("zero", "mean", "resample"):
         assert found["CE ablated", ablation] > found["CE clean"] + 2
         assert found["CE recovered", ablation] == pytest.approx(1, abs=1e-3)
+
+
+def test_every_prediction_is_added_to_the_document_of_the_token_that_makes_it(cache, model, store):
+    inputs = Inputs(cache, 0, dictionary=perfect(D), store=store, sites=(RESID,), site=RESID, model=model)
+    found = torch.cat([unit for _, unit, _ in Passage(inputs, sample(inputs, 10**6)).batches()])
+    use, documents = store.mask(RESID).view(-1, CONTEXT), store.document_ids()
+    numbers = documents[use].unique()
+    assert torch.equal(found, torch.searchsorted(numbers, documents[:, :-1][use[:, :-1]]))
