@@ -133,6 +133,8 @@ def frontier(reports: Mapping[str, EvalReport], key: Key, better: Better) -> Fig
     y = Axis(label, shown.unit, "log" if key == FVU and positive else "linear")
     asked = (shown.formula or shown.meaning).rstrip(".")
     caption = f"{asked}. {'Lower' if better == 'lower' else 'Higher'} is better; bars are 95 % intervals over documents."
+    if any(s.name == "Pareto" for s in series):
+        caption += " Pareto: through the dictionaries that no other beats."
     if dense:
         caption += " Dashed: the first k principal components of the store's activations, which need k real coefficients a token."
     return Figure(f"L0 against {label}", x, y, series, caption=caption)
@@ -148,7 +150,7 @@ def _pareto(l0: Mapping[str, float], value: Mapping[str, float], better: Better)
     names = pareto(l0, value, better)
     if len(names) < 2:
         return []
-    return [Series("Pareto", tuple(l0[name] for name in names), tuple(value[name] for name in names), role="null")]
+    return [Series("Pareto", tuple(l0[name] for name in names), tuple(value[name] for name in names))]
 
 
 def pareto(l0: Mapping[str, float], value: Mapping[str, float], better: Better) -> list[str]:

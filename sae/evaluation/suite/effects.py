@@ -28,7 +28,7 @@ FILE = "ablations.safetensors"
 class DownstreamConfig:
     """Settings of `downstream`."""
 
-    n_tokens: int = 8192
+    n_tokens: int = 32_768
     """Tokens, whole rows of the store drawn at random; what so few cost is seen in the intervals."""
 
 
