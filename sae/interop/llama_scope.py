@@ -33,7 +33,8 @@ from sae.dictionaries.autoencoder import Autoencoder, AutoencoderConfig
 from sae.dictionaries.base import Dictionary
 from sae.errors import ConfigError, FormatError
 from sae.fingerprint import from_json
-from sae.interop.files import Tensors, check_keys, read_json, read_safetensors, read_torch, write_json, write_safetensors
+from sae.interop.files import Tensors, check_keys, read_json, write_json, write_safetensors
+from sae.interop.openmoss import PLACES, SUFFIXES, check_form, is_transcoder, normalisation_of, stated_sites, weights_in, written_sites
 from sae.interop.rewriting import (
     assembled,
     bias_without_shift,
@@ -49,11 +50,6 @@ __all__ = ["read", "write"]
 
 NAME = "llama_scope"
 CONFIG, MODEL, WEIGHTS = "hyperparams.json", "lm_config.json", "checkpoints/final.safetensors"
-UNKNOWN, UNKNOWN_TARGET = "unknown", "unknown target"
-"""What is written for a site that is not known; the library wants names, and finds a transcoder by their being two."""
-PLACES = ("sae_weights", "checkpoints/pruned", "checkpoints/final")
-"""Where the library looks for weights, in its order; each may have either suffix."""
-SUFFIXES = (".safetensors", ".pt")
 TRAINING = frozenset(
     {
         "device", "seed", "dtype", "bias_init_method", "decoder_exactly_fixed_norm", "init_decoder_norm", "init_encoder_norm",
@@ -101,7 +97,7 @@ class Hyperparameters:
     @property
     def is_transcoder(self) -> bool:
         """Whether it explains another site than it reads."""
-        return self.hook_point_out not in (None, self.hook_point_in)
+        return is_transcoder(self)
 
 
 def read(path: str | Path) -> Autoencoder:
@@ -109,7 +105,7 @@ def read(path: str | Path) -> Autoencoder:
     folder = Path(path)
     raw = read_json(folder / CONFIG)
     said = _hyperparameters(raw, folder / CONFIG)
-    tensors = _tensors(folder)
+    tensors = weights_in(folder)
     parameters = _parameters(tensors, said)
     told = _fold_(parameters, said, folder / CONFIG)
     check_finite(parameters, folder / CONFIG)
@@ -129,12 +125,11 @@ def read(path: str | Path) -> Autoencoder:
             activation=activation,
             d_out=d_in if said.is_transcoder else None,
             apply_b_dec_to_input=subtracts and not said.is_transcoder,
-            normalisation="constant_norm" if said.norm_activation == "token-wise" else "none",
+            normalisation=normalisation_of(said, folder / CONFIG),
         )
     except ConfigError as error:
         raise FormatError(f"{folder / CONFIG} describes no dictionary: {error}") from error
-    sites = {"site": said.hook_point_in, "target_site": said.hook_point_out if said.is_transcoder else None}
-    sites = {name: None if site in (UNKNOWN, UNKNOWN_TARGET) else site for name, site in sites.items()}
+    sites = stated_sites(said)
     model = read_json(folder / MODEL) if (folder / MODEL).exists() else {}
     name = model.get("model_name") if isinstance(model.get("model_name"), str) else None
     origin = provenance(NAME, raw, [*tensors.notes(), *told, *noted], model=name, **sites)
@@ -154,26 +149,8 @@ def _hyperparameters(raw: dict[str, Any], path: Path) -> Hyperparameters:
         raise FormatError(f"{path} has use_glu_encoder: pre-activations gated by a second encoder have no counterpart here")
     if said.norm_activation == "batch-wise":
         raise FormatError(f"{path} has norm_activation 'batch-wise': a row's codes would depend on the other rows of its batch")
-    if said.norm_activation == "token-wise" and said.is_transcoder:
-        raise FormatError(
-            f"{path} has norm_activation 'token-wise' for a transcoder: its output is scaled by a norm that only the target has"
-        )
+    normalisation_of(said, path)
     return said
-
-
-def _tensors(folder: Path) -> Tensors:
-    """The weights, from where the library looks for them first."""
-    for place in PLACES:
-        for suffix, reader in ((".safetensors", read_safetensors), (".pt", read_torch)):
-            path = folder / f"{place}{suffix}"
-            if path.exists():
-                found = reader(path)
-                if suffix == ".pt":
-                    found = found.get("sae")
-                    if not isinstance(found, dict):
-                        raise FormatError(f"{path} must hold the weights under the name 'sae'")
-                return Tensors(found, path)
-    raise FormatError(f"{folder} has no weights: none of {', '.join(f'{place}.safetensors or .pt' for place in PLACES)}")
 
 
 def _parameters(tensors: Tensors, said: Hyperparameters) -> dict[str, Tensor]:
@@ -241,13 +218,7 @@ def write(dictionary: Dictionary, path: str | Path) -> None:
     """
     autoencoder = plain(dictionary, NAME, normalisations=("none", "constant_norm"))
     config = autoencoder.config
-    if config.skip or config.d_out not in (None, config.d_in):
-        raise ConfigError(
-            f"dictionary must have one width and no linear path for {NAME}, got d_in={config.d_in}, d_out={config.d_out}, skip={config.skip}; "
-            "`saelens` holds transcoders (llama_scope.write)"
-        )
-    if autoencoder.is_transcoder and config.normalisation != "none":
-        raise ConfigError(f"normalisation must be 'none' for a transcoder in {NAME}, got {config.normalisation!r} (llama_scope.write)")
+    check_form(config, NAME)
     foreign = dictionary.provenance.get("foreign") if foreign_config(dictionary, NAME) else {}
     options = _options(autoencoder, dictionary.provenance, foreign.get("config", {}))
     tensors = {
@@ -274,13 +245,10 @@ def write(dictionary: Dictionary, path: str | Path) -> None:
 def _options(autoencoder: Autoencoder, origin: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
     """hyperparams.json: what was read goes back, and what the parameters say is said."""
     config = autoencoder.config
-    site = origin.get("site") if isinstance(origin.get("site"), str) else UNKNOWN
-    target = origin.get("target_site") if isinstance(origin.get("target_site"), str) else UNKNOWN_TARGET
     defaults = {"dtype": "torch.float", "device": "cpu", "use_glu_encoder": False}
     exact = known.get("expansion_factor", 0) == config.d_sae / config.d_in
     return defaults | dict(known) | {
-        "hook_point_in": known.get("hook_point_in", site),
-        "hook_point_out": known.get("hook_point_out", target) if autoencoder.is_transcoder else known.get("hook_point_in", site),
+        **written_sites(autoencoder, origin, known),
         "d_model": config.d_in,
         "d_sae": config.d_sae,
         "expansion_factor": known["expansion_factor"] if exact else max(config.d_sae // config.d_in, 1),

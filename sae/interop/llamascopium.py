@@ -32,7 +32,8 @@ from sae.dictionaries.base import Dictionary
 from sae.dictionaries.scaling import Scaling
 from sae.errors import ConfigError, FormatError
 from sae.fingerprint import from_json
-from sae.interop.files import Tensors, check_keys, read_json, read_safetensors, read_torch, write_json, write_safetensors
+from sae.interop.files import Tensors, check_keys, read_json, write_json, write_safetensors
+from sae.interop.openmoss import check_form, is_transcoder, normalisation_of, stated_sites, weights_in, written_sites
 from sae.interop.rewriting import (
     bias_without_shift,
     check_finite,
@@ -48,11 +49,7 @@ __all__ = ["read", "write"]
 
 NAME = "llamascopium"
 CONFIG, WEIGHTS = "config.json", "sae_weights.safetensors"
-PLACES = ("sae_weights", "checkpoints/pruned", "checkpoints/final")
-"""Where the library looks for weights, in its order; each may end in .safetensors, .pt or .dcp."""
 NORM, THRESHOLD = "dataset_average_activation_norm.", "activation_function.log_jumprelu_threshold"
-UNKNOWN, UNKNOWN_TARGET = "unknown", "unknown target"
-"""What is written for a site that is not known; the library wants names, and finds a transcoder by their being two."""
 FREE = frozenset(
     {
         "dtype", "device", "seed", "use_triton_kernel", "sparsity_threshold_for_triton_spmm_kernel", "sparsity_threshold_for_csr",
@@ -98,7 +95,7 @@ class Stated:
     @property
     def is_transcoder(self) -> bool:
         """Whether it explains another site than it reads."""
-        return self.hook_point_out not in (None, self.hook_point_in)
+        return is_transcoder(self)
 
     @property
     def hooks(self) -> tuple[str, str]:
@@ -111,7 +108,7 @@ def read(path: str | Path) -> Autoencoder:
     folder = Path(path)
     raw = read_json(folder / CONFIG)
     said = _said(raw, folder / CONFIG)
-    tensors = _tensors(folder)
+    tensors = weights_in(folder)
     parameters = _parameters(tensors, said)
     scalings = _scalings(tensors, said)
     tensors.finish()
@@ -135,12 +132,11 @@ def read(path: str | Path) -> Autoencoder:
             activation=activation,
             d_out=said.d_model if said.is_transcoder else None,
             apply_b_dec_to_input=False,
-            normalisation="constant_norm" if said.norm_activation == "token-wise" else "none",
+            normalisation=normalisation_of(said, folder / CONFIG),
         )
     except ConfigError as error:
         raise FormatError(f"{folder / CONFIG} describes no dictionary: {error}") from error
-    sites = {"site": said.hook_point_in, "target_site": said.hook_point_out if said.is_transcoder else None}
-    sites = {name: None if site in (UNKNOWN, UNKNOWN_TARGET) else site for name, site in sites.items()}
+    sites = stated_sites(said)
     dictionary = Autoencoder(config, provenance=provenance(NAME, raw, notes, **sites), **scalings)
     with torch.no_grad():
         for name, parameter in dictionary.named_parameters():
@@ -172,31 +168,8 @@ def _said(raw: dict[str, Any], path: Path) -> Stated:
             )
     if said.act_fn == "layertopk":
         raise FormatError(f"{path} has act_fn 'layertopk', which only a cross-layer transcoder has")
-    if said.norm_activation == "token-wise" and said.is_transcoder:
-        raise FormatError(
-            f"{path} has norm_activation 'token-wise' for a transcoder: its output is scaled by a norm that only the target has"
-        )
+    normalisation_of(said, path)
     return said
-
-
-def _tensors(folder: Path) -> Tensors:
-    """The weights, from where the library looks for them first."""
-    for place in PLACES:
-        for suffix, reader in ((".safetensors", read_safetensors), (".pt", read_torch)):
-            path = folder / f"{place}{suffix}"
-            if path.exists():
-                found = reader(path)
-                if suffix == ".pt":
-                    found = found.get("sae")
-                    if not isinstance(found, dict):
-                        raise FormatError(f"{path} must hold the weights under the name 'sae'")
-                return Tensors(found, path)
-        if (folder / f"{place}.dcp").exists():
-            raise FormatError(
-                f"{folder / place}.dcp is in torch's distributed format, which is read by code in it: load it with llamascopium on one device and "
-                "save_pretrained it as sae_weights.safetensors"
-            )
-    raise FormatError(f"{folder} has no weights: none of {', '.join(f'{place}.safetensors or .pt' for place in PLACES)}")
 
 
 def _parameters(tensors: Tensors, said: Stated) -> dict[str, Tensor]:
@@ -303,13 +276,7 @@ def _suited(dictionary: Dictionary) -> Autoencoder:
     """The dictionary, its scaling folded in unless the format can say it. Raises ConfigError for what the format cannot hold."""
     folded = plain(dictionary, NAME, normalisations=("none", "constant_norm"))
     config = folded.config
-    if config.skip or config.d_out not in (None, config.d_in):
-        raise ConfigError(
-            f"dictionary must have one width and no linear path for {NAME}, got d_in={config.d_in}, d_out={config.d_out}, skip={config.skip}; "
-            "`saelens` holds transcoders (llamascopium.write)"
-        )
-    if folded.is_transcoder and config.normalisation != "none":
-        raise ConfigError(f"normalisation must be 'none' for a transcoder in {NAME}, got {config.normalisation!r} (llamascopium.write)")
+    check_form(config, NAME)
     if not isinstance(config.activation, (ReLU, TopK, BatchTopK, JumpReLU)):
         raise ConfigError(
             f"activation must be ReLU, TopK, BatchTopK or JumpReLU for {NAME}, got {type(config.activation).__name__}; `saelens` holds it "
@@ -323,16 +290,13 @@ def _suited(dictionary: Dictionary) -> Autoencoder:
 def _options(autoencoder: Autoencoder, origin: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
     """config.json: what was read goes back, and what the parameters say is said."""
     config, activation = autoencoder.config, autoencoder.config.activation
-    site = origin.get("site") if isinstance(origin.get("site"), str) else UNKNOWN
-    target = origin.get("target_site") if isinstance(origin.get("target_site"), str) else UNKNOWN_TARGET
     scaled = not (autoencoder.scaling.is_identity and autoencoder.target_scaling.is_identity)
     norm = "token-wise" if config.normalisation == "constant_norm" else "dataset-wise" if scaled else "inference"
     options = dict(known) | {
         "sae_type": "sae",
         "d_model": config.d_in,
         "expansion_factor": _expansion(config.d_in, config.d_sae, known.get("expansion_factor")),
-        "hook_point_in": known.get("hook_point_in", site),
-        "hook_point_out": known.get("hook_point_out", target) if autoencoder.is_transcoder else known.get("hook_point_in", site),
+        **written_sites(autoencoder, origin, known),
         "act_fn": {ReLU: "relu", TopK: "topk"}.get(type(activation), "jumprelu"),
         "norm_activation": norm,
         "sparsity_include_decoder_norm": isinstance(activation, ReLU) and known.get("sparsity_include_decoder_norm", False),
