@@ -37,6 +37,7 @@ from sae.training.trackers import Tracker, TrackerKind, open_tracker
 
 SWEPT = ("d_sae", "k", "learning_rate", "sparsity_coefficient", "target_l0")
 DERIVED = ("d_in", "d_out")  # the store knows them
+FOREIGN = ("apply_b_dec_to_input", "unit_norm")  # forms that others save; ours subtract b_dec and keep atoms on the sphere
 SOURCES = (
     Source(FeedConfig, ("feed",), "Data"),
     *(Source(AutoencoderConfig, ("dictionary",), "Dictionary", name) for name in ACTIVATIONS),
@@ -49,7 +50,7 @@ SOURCES = (
     Source(TrainConfig, ("training",), "Training"),
     Source(Upkeep, ("upkeep",), "Run"),
 )
-FLAGS: dict[str, Flag] = {flag.name: flag for flag in flags(SOURCES, left_out=DERIVED, swept=SWEPT)}
+FLAGS: dict[str, Flag] = {flag.name: flag for flag in flags(SOURCES, left_out=(*DERIVED, *FOREIGN), swept=SWEPT)}
 NEEDED = {"d_sae": ("dictionary", "d_sae"), "n_steps": ("training", "n_steps")}
 PLAN_KEYS = ("architecture", "dictionary", "objective", "loss", "training", "atoms")
 

@@ -98,9 +98,7 @@ class Dictionary(nn.Module, ABC):
     @property
     def digest(self) -> str:
         """SHA-256 of what the dictionary computes: its class, configuration, scaling and every parameter, bit for bit."""
-        config = {name: value for name, value in to_json(self.config).items() if (name, value) not in LATER_FIELDS}
-        head = digest({"kind": type(self).__name__, "config": config, **self.scales})
-        return digest([head, digest_tensors(self.state_dict())])
+        return whole_digest(type(self).__name__, self.config, self.scales, self.state_dict())
 
     @abstractmethod
     def code(self, x: Float[Tensor, "n d_in"]) -> SparseCodes:
@@ -195,6 +193,12 @@ class Dictionary(nn.Module, ABC):
         """Scale every atom to unit norm, in place; nothing where atoms are not `unit_atoms`."""
         if self.unit_atoms:
             self.W_dec.div_(torch.linalg.vector_norm(self.W_dec, dim=1, keepdim=True).clamp_min(torch.finfo(self.W_dec.dtype).tiny))
+
+
+def whole_digest(kind: str, config: Any, scales: Mapping[str, float], state: Mapping[str, Tensor]) -> str:
+    """`Dictionary.digest` from its parts."""
+    said = {name: value for name, value in to_json(config).items() if (name, value) not in LATER_FIELDS}
+    return digest([digest({"kind": kind, "config": said, **scales}), digest_tensors(state)])
 
 
 def check_widths(d_in: int, d_sae: int, owner: str) -> None:

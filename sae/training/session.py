@@ -36,7 +36,7 @@ from torch import Tensor
 from sae.activations.scaling import fit_scaling
 from sae.activations.store import ActivationStore
 from sae.dictionaries.autoencoder import Autoencoder, AutoencoderConfig
-from sae.dictionaries.base import Dictionary
+from sae.dictionaries.base import LATER_FIELDS, Dictionary
 from sae.dictionaries.checkpoint import save_dictionary
 from sae.dictionaries.codebook import Codebook, CodebookConfig
 from sae.dictionaries.init import initialise_, initialise_transcoder_
@@ -268,7 +268,7 @@ def _claim(identities: dict[Path, dict[str, Any]]) -> None:
 
 def _differences(key: str, old: Any, new: Any) -> list[tuple[str, Any, Any]]:
     if isinstance(old, dict) and isinstance(new, dict):
-        names = sorted({*old, *new})
+        names = sorted(name for name in {*old, *new} if name in old or (name, new[name]) not in LATER_FIELDS)
         return [found for name in names for found in _differences(f"{key}.{name}".lstrip("."), old.get(name), new.get(name))]
     return [] if old == new else [(key, old, new)]
 

@@ -41,7 +41,8 @@ class ShardedAutoencoder(Dictionary):
 
     Its methods are collective: all processes of `shards` call them together, with the same rows. A new one has random unit atoms, a tied
     encoder and zero biases; `shard` cuts a whole autoencoder, `load_sharded` reads a saved one. `save_sharded` writes what `load_dictionary`
-    reads. Raises ConfigError for another activation, a transcoder, or fewer latents than processes.
+    reads. Raises ConfigError for another activation, a transcoder, an input that is normalised or of which b_dec is not subtracted, and
+    fewer latents than processes.
     """
 
     config: AutoencoderConfig
@@ -60,6 +61,11 @@ class ShardedAutoencoder(Dictionary):
             raise ConfigError(f"activation must be TopK to be sharded, got {type(config.activation).__name__} (ShardedAutoencoder)")
         if config.d_out is not None:
             raise ConfigError(f"d_out must be absent: transcoders are not sharded, got {config.d_out} (ShardedAutoencoder)")
+        if not config.apply_b_dec_to_input or config.normalisation != "none":
+            raise ConfigError(
+                "apply_b_dec_to_input must be True and normalisation 'none' to be sharded, "
+                f"got {config.apply_b_dec_to_input} and {config.normalisation!r} (ShardedAutoencoder)"
+            )
         if config.d_sae < shards.size:
             raise ConfigError(f"d_sae must be at least 1 for each of {shards.size} processes, got {config.d_sae} (ShardedAutoencoder)")
         self.shards = shards

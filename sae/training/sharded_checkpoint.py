@@ -21,10 +21,11 @@ import torch
 from torch import Tensor
 
 from sae.dictionaries.autoencoder import AutoencoderConfig
+from sae.dictionaries.base import whole_digest
 from sae.dictionaries.checkpoint import FORMAT
 from sae.dictionaries.scaling import Scaling
 from sae.errors import ConfigError, FormatError
-from sae.fingerprint import digest, digest_tensors, from_json, to_json
+from sae.fingerprint import from_json, to_json
 from sae.storage import atomic_folder, map_tensors, read_json, write_json
 from sae.storage.tensors import DTYPES
 from sae.training.loop import TrainState
@@ -70,7 +71,7 @@ def load_sharded(folder: str | Path, shards: Peers) -> ShardedAutoencoder:
     config = from_json(AutoencoderConfig, head["config"], where="config")
     tensors = map_tensors(folder / "weights.safetensors")
     with shards.together():
-        if shards.rank == 0 and _digest(config, head["scale"], tensors) != head["digest"]:
+        if shards.rank == 0 and whole_digest("Autoencoder", config, {"scale": head["scale"]}, tensors) != head["digest"]:
             raise FormatError(f"{folder} is damaged: its weights do not have the digest {head['digest'][:12]}")
     scaling = Scaling(tensors["scaling_mean"].clone(), head["scale"])
     own = ShardedAutoencoder(config, shards, scaling, provenance=read_json(folder / "provenance.json")).to(tensors["W_dec"].dtype)
@@ -105,16 +106,11 @@ def _write(dictionary: ShardedAutoencoder, folder: Path, state: TrainState | Non
 def _write_heads(folder: Path, dictionary: ShardedAutoencoder, state: TrainState | None) -> None:
     scale = dictionary.scaling.scale
     head = {"format": FORMAT, "kind": "Autoencoder", "config": to_json(dictionary.config), "scale": scale}
-    head["digest"] = _digest(dictionary.config, scale, map_tensors(folder / "weights.safetensors"))
+    head["digest"] = whole_digest("Autoencoder", dictionary.config, {"scale": scale}, map_tensors(folder / "weights.safetensors"))
     write_json(folder / "config.json", head)
     write_json(folder / "provenance.json", to_json(dictionary.provenance))
     if state:
         write_record(folder / "training.json", state)
-
-
-def _digest(config: AutoencoderConfig, scale: float, tensors: Mapping[str, Tensor]) -> str:
-    """`Dictionary.digest` of the whole, from its mapped tensors."""
-    return digest([digest({"kind": "Autoencoder", "config": to_json(config), "scale": scale}), digest_tensors(tensors)])
 
 
 def _write_tensors(path: Path, dictionary: ShardedAutoencoder, own: Mapping[str, Tensor]) -> None:

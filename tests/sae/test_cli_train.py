@@ -66,7 +66,7 @@ def test_every_field_of_every_configuration_has_an_option():
     reached = {(choice, path) for flag in program.FLAGS.values() for choice, path in flag.places.items()}
     for source in program.SOURCES:
         for path in leaves(source.owner, source.path):
-            if path[-1] in ("d_in", "d_out") or (path[-1] == "kind" and path[-2] == "activation"):
+            if path[-1] in ("d_in", "d_out", *program.FOREIGN) or (path[-1] == "kind" and path[-2] == "activation"):
                 continue
             assert (source.choice, path) in reached, path
     assert {source.choice for source in program.SOURCES} == {"", *ARCHITECTURES, *OBJECTIVES}

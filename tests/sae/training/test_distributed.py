@@ -11,6 +11,8 @@ import pytest
 import torch
 
 from sae.dictionaries import kernels
+from sae.dictionaries.activations import TopK
+from sae.dictionaries.autoencoder import AutoencoderConfig
 from sae.dictionaries.checkpoint import load_dictionary, save_dictionary
 from sae.dictionaries.explained import Ask
 from sae.dictionaries.init import best_gain
@@ -20,6 +22,7 @@ from sae.training.distributed import launched
 from sae.training.loop import train
 from sae.training.peers import Peers, bounds, n_of_largest
 from sae.training.resume import load_training, save_training
+from sae.training.sharded import ShardedAutoencoder
 from sae.training.sharded_checkpoint import load_sharded, load_sharded_training, save_sharded
 from sae.training.world import World
 
@@ -339,6 +342,9 @@ def test_a_damaged_or_foreign_folder_is_not_sharded(tmp_path):
     save_dictionary(program.fresh(program.CASES["pursuit"], seed=1), tmp_path / "pursuit")
     with pytest.raises(FormatError, match="must describe an Autoencoder of format 1 to be sharded"):
         load_sharded(tmp_path / "pursuit", Peers())
+    for forms in ({"apply_b_dec_to_input": False}, {"normalisation": "layer_norm"}):
+        with pytest.raises(ConfigError, match=r"apply_b_dec_to_input must be True and normalisation 'none' to be sharded"):
+            ShardedAutoencoder(AutoencoderConfig(d_in=8, d_sae=16, activation=TopK(2), **forms), Peers())
     save_dictionary(program.fresh(program.CASES["relu"], seed=1), tmp_path / "relu")
     with pytest.raises(ConfigError, match="activation must be TopK to be sharded, got ReLU"):
         load_sharded(tmp_path / "relu", Peers())

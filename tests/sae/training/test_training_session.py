@@ -283,6 +283,17 @@ def test_a_folder_with_another_run_is_refused_by_name(store, tmp_path, change, n
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
+def test_a_run_from_before_a_configuration_had_all_its_fields_goes_on(store, tmp_path):
+    run(store, plan(), tmp_path, stop=5)
+    identity = json.loads((tmp_path / "run.json").read_text())
+    for name in ("apply_b_dec_to_input", "normalisation"):
+        del identity["dictionary"][name]
+    (tmp_path / "run.json").write_text(json.dumps(identity))
+    assert run(store, plan(), tmp_path)[0]["."].step > 0
+    with pytest.raises(ConfigError, match=r"dictionary.normalisation is None there, 'layer_norm' now"):
+        run(store, Plan(dictionary=dataclasses.replace(plan().dictionary, normalisation="layer_norm"), training=plan().training), tmp_path)
+
+
 def test_a_folder_with_a_run_on_another_store_is_refused(store, tmp_path):
     run(store, plan(), tmp_path / "run", stop=5)
     other = tiny_store(tmp_path / "other", seed=1)
