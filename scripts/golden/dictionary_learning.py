@@ -12,8 +12,6 @@ as empty ones. Every dictionary is loaded by the owner's `utils.load_dictionary`
 the owner's codes and output with expected.safetensors, and notes the digests of the files it has seen in checked.json of the golden folder.
 """
 
-import argparse
-import hashlib
 import importlib
 import json
 import os
@@ -23,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from noted import agreement, run, write_checked
 from safetensors.torch import load_file, save_file
 
 D_IN, D_SAE, N_ROWS, K = 12, 32, 14, 5
@@ -139,22 +138,9 @@ def check(folder: Path) -> None:
         expected = load_file(target / "expected.safetensors")
         with torch.no_grad():
             codes, output = loaded.encode(expected["acts"]), loaded(expected["acts"])
-        difference = max(float((codes - expected["codes"]).abs().max()), float((output - expected["output"]).abs().max()))
-        assert difference < 1e-5, f"{target}: the owner's codes or output differ by {difference}"
-        files = sorted(path for path in target.rglob("*") if path.is_file() and path.name != "expected.safetensors")
-        digests = {str(path.relative_to(target)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-        seen[target.name] = {"sha256": digests, "largest_difference": difference}
-        print(f"{target.name}: {difference:.1e}")
-    (GOLDEN / "checked.json").write_text(json.dumps({"library": LIBRARY, "cases": seen}, indent=2) + "\n")
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=["record", "check"])
-    parser.add_argument("folder", type=Path)
-    arguments = parser.parse_args()
-    {"record": record, "check": check}[arguments.command](arguments.folder)
+        seen[target.name] = agreement(target, {"codes": codes, "output": output}, expected)
+    write_checked(GOLDEN, LIBRARY, seen)
 
 
 if __name__ == "__main__":
-    main()
+    run(__doc__, record, check)

@@ -13,8 +13,6 @@ Codes are those of `SparseAutoEncoder.encode` after `from_pretrained`, which fol
 of the files it has seen in checked.json of the golden folder.
 """
 
-import argparse
-import hashlib
 import importlib
 import json
 import os
@@ -24,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from noted import agreement, run, write_checked
 from safetensors.torch import load_file, save_file
 
 D_MODEL, EXPANSION, N_ROWS = 12, 3, 14
@@ -109,22 +108,9 @@ def check(folder: Path) -> None:
     for target in sorted(path for path in folder.iterdir() if path.is_dir()):
         expected = load_file(target / "expected.safetensors")
         found = forward(target, expected["acts"])
-        difference = max(float((found[name] - expected[name]).abs().max()) for name in ("codes", "output"))
-        assert difference < 1e-5, f"{target}: the authors' codes or output differ by {difference}"
-        files = sorted(path for path in target.rglob("*") if path.is_file() and path.name != "expected.safetensors")
-        digests = {str(path.relative_to(target)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-        seen[target.name] = {"sha256": digests, "largest_difference": difference}
-        print(f"{target.name}: {difference:.1e}")
-    (GOLDEN / "checked.json").write_text(json.dumps({"library": LIBRARY, "cases": seen}, indent=2) + "\n")
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=["record", "check"])
-    parser.add_argument("folder", type=Path)
-    arguments = parser.parse_args()
-    {"record": record, "check": check}[arguments.command](arguments.folder)
+        seen[target.name] = agreement(target, found, expected)
+    write_checked(GOLDEN, LIBRARY, seen)
 
 
 if __name__ == "__main__":
-    main()
+    run(__doc__, record, check)

@@ -14,8 +14,6 @@ analysis do around the model. `check` reads what `scripts.golden.write` wrote, c
 checked.json of the golden folder.
 """
 
-import argparse
-import hashlib
 import importlib
 import json
 import os
@@ -25,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from noted import agreement, run, write_checked
 from safetensors.torch import load_file, save_file
 
 sys.path = [path for path in sys.path if Path(path).resolve() != Path(__file__).resolve().parent]  # this file has the package's name
@@ -140,22 +139,9 @@ def check(folder: Path) -> None:
         if config["norm_activation"] == "dataset-wise":  # expected are the codes of a dictionary with its scaling folded in
             norm = load_file(target / "sae_weights.safetensors")[f"dataset_average_activation_norm.{config['hook_point_in']}"]
             found["codes"] = found["codes"] * float(norm) / D_MODEL**0.5
-        difference = max(float((found[name] - expected[name]).abs().max()) for name in ("codes", "output"))
-        assert difference < 1e-5, f"{target}: the owner's codes or output differ by {difference}"
-        files = sorted(path for path in target.rglob("*") if path.is_file() and path.name != "expected.safetensors")
-        digests = {str(path.relative_to(target)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-        seen[target.name] = {"sha256": digests, "largest_difference": difference}
-        print(f"{target.name}: {difference:.1e}")
-    (GOLDEN / "checked.json").write_text(json.dumps({"library": LIBRARY, "cases": seen}, indent=2) + "\n")
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=["record", "check"])
-    parser.add_argument("folder", type=Path)
-    arguments = parser.parse_args()
-    {"record": record, "check": check}[arguments.command](arguments.folder)
+        seen[target.name] = agreement(target, found, expected)
+    write_checked(GOLDEN, LIBRARY, seen)
 
 
 if __name__ == "__main__":
-    main()
+    run(__doc__, record, check)
